@@ -1,0 +1,5 @@
+"""`python -m ditquant`."""
+
+from ditquant.cli import main
+
+main()

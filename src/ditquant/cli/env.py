@@ -1,0 +1,31 @@
+"""`ditquant env`: what a bug report should say."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+PACKAGES = ("ditquant", "torch", "diffusers", "transformers", "accelerate", "safetensors", "peft", "triton")
+
+
+def env() -> None:
+    """Print the versions and devices at hand."""
+    print(f"python        {platform.python_version()} on {platform.platform()}")
+    for name in PACKAGES:
+        print(f"{name:13} {_version(name)}")
+    print(
+        f"cpu           {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+    )
+    for i in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        print(f"cuda:{i}        {torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
+    if not torch.cuda.is_available():
+        print("cuda          none")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,10 @@
+"""The one error a user can mend: its message says what is wrong, what is allowed and what to do."""
+
+
+class DitQuantError(ValueError):
+    """Bad input; the command line prints it in one line and exits with 2."""
+
+
+def damaged(what: str) -> DitQuantError:
+    """Make the error for a checkpoint whose content cannot be what was saved."""
+    return DitQuantError(f"the checkpoint is damaged: {what}. Download it or quantize the model again.")

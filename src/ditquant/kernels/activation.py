@@ -1,0 +1,63 @@
+"""Dynamic activation quantization: scales are computed from the input itself, at every call."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from ditquant.specs import ActSpec, check_divides
+
+
+@dataclass(frozen=True)
+class QuantizedActivation:
+    """x = scale * (values - zero_point), with `values` grouped as [..., G, g]; zero_point None means 0."""
+
+    values: Int8[Tensor, "... G g"]
+    scale: Float[Tensor, "... G 1"]
+    zero_point: Float[Tensor, "... G 1"] | None
+
+    def dequantize(self) -> Float[Tensor, "... K"]:
+        """Return the float32 input that the codes stand for."""
+        centred = self.values.float() if self.zero_point is None else self.values.float() - self.zero_point
+        return (centred * self.scale).flatten(-2)
+
+
+def quantize_activation(x: Float[Tensor, "... K"], spec: ActSpec) -> QuantizedActivation:
+    """Quantize to signed codes of `spec.bits` bits, held in INT8.
+
+    Symmetric: scale = max|x| / (2^(bits-1) - 1), so that the largest value is met exactly. Asymmetric: the range from
+    min(x, 0) to max(x, 0) in 2^bits - 1 steps. Granularity `sample` takes one scale for each entry of the first axis.
+    """
+    group = spec.group_size or x.shape[-1]
+    check_divides(group, x.shape[-1], "the layer")
+    grouped = x.float().unflatten(-1, (-1, group))
+    half = 2 ** (spec.bits - 1)
+    if spec.symmetric:
+        scale = _reduce(grouped.abs(), spec, torch.amax) / (half - 1)
+        values, zero = torch.round(grouped / _nonzero(scale)), None
+    else:
+        low, high = _reduce(grouped, spec, torch.amin).clamp(max=0), _reduce(grouped, spec, torch.amax).clamp(min=0)
+        scale = (high - low) / (2 * half - 1)
+        zero = torch.round(-low / _nonzero(scale)) - half
+        values = (torch.round(grouped / _nonzero(scale)) + zero).clamp(-half, half - 1)
+    return QuantizedActivation(values.to(torch.int8), scale, zero)
+
+
+def fake_quantize(x: Float[Tensor, "... K"], spec: ActSpec) -> Float[Tensor, "... K"]:
+    """Quantize and dequantize, in float32."""
+    return quantize_activation(x, spec).dequantize()
+
+
+def _reduce(grouped: Tensor, spec: ActSpec, reduce) -> Tensor:
+    if grouped.numel() == 0:
+        return grouped.new_zeros((*grouped.shape[:-1], 1))
+    if spec.granularity in ("token", "group"):
+        return reduce(grouped, dim=-1, keepdim=True)
+    kept = 0 if spec.granularity == "tensor" or grouped.ndim <= 3 else 1
+    found = reduce(grouped, dim=tuple(range(kept, grouped.ndim)), keepdim=True)
+    return found.expand(*grouped.shape[:-1], 1)
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale, 1)

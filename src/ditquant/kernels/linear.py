@@ -1,0 +1,72 @@
+"""The product of a linear layer on packed weights: a torch reference, and INT8 through `torch._int_mm`.
+
+Both take the transformed input and return it in its own dtype; every faster kernel must agree with the reference.
+"""
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditquant.formats import PackedWeight
+from ditquant.kernels.activation import fake_quantize, quantize_activation
+from ditquant.specs import ActSpec
+
+log = logging.getLogger(__name__)
+_reported: set[str] = set()
+
+
+def linear(
+    x: Float[Tensor, "*B K"], weight: PackedWeight, activation: ActSpec | None, bias: Float[Tensor, " N"] | None
+) -> Float[Tensor, "*B N"]:
+    """Multiply with the fastest form that the layer and the device have; a slower one is logged once."""
+    reason = why_not_int8(x, weight, activation)
+    if reason is None:
+        return linear_int8(x, weight, activation, bias)
+    if activation is not None and not torch.compiler.is_compiling() and reason not in _reported:
+        _reported.add(reason)
+        log.info("the reference product is used: %s", reason)
+    return linear_reference(x, weight, activation, bias)
+
+
+def linear_reference(
+    x: Float[Tensor, "*B K"], weight: PackedWeight, activation: ActSpec | None, bias: Float[Tensor, " N"] | None
+) -> Float[Tensor, "*B N"]:
+    """Decode the weight; with quantized activations multiply in float32, without in the dtype of `x`."""
+    if activation is None:
+        return F.linear(x, weight.dequantize().to(x.dtype), bias)
+    y = F.linear(fake_quantize(x, activation), weight.dequantize())
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def linear_int8(
+    x: Float[Tensor, "*B K"], weight: PackedWeight, activation: ActSpec, bias: Float[Tensor, " N"] | None
+) -> Float[Tensor, "*B N"]:
+    """INT8 codes of both sides, INT32 sums, then token scale times row scale."""
+    quantized = quantize_activation(x, activation)
+    values, row_scale = weight.to_int8()
+    flat = quantized.values.flatten(0, -2)  # [M, K]: one group a token
+    y = torch._int_mm(flat, values.t()).float()
+    if quantized.zero_point is not None:
+        y = y - quantized.zero_point.flatten(0, -2) * values.sum(1, dtype=torch.int32)
+    y = y * quantized.scale.flatten(0, -2) * row_scale
+    y = y if bias is None else y + bias
+    return y.to(x.dtype).unflatten(0, x.shape[:-1]) if x.ndim > 1 else y.to(x.dtype)[0]
+
+
+def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> str | None:
+    """Say why the integer product cannot be taken here; None if it can."""
+    if activation is None:
+        return "the activations are not quantized"
+    if activation.granularity == "group" or weight.spec.group_size is not None:
+        return "groups need a scale for every group of the product"
+    if weight.spec.format == "affine" and not weight.spec.symmetric and weight.spec.bits == 8:
+        return "asymmetric 8-bit weights do not fit INT8"
+    if x.device.type not in ("cpu", "cuda") or x.numel() == 0:
+        return f"no integer product on {x.device.type}" if x.numel() else "there are no tokens"
+    rows = x.numel() // x.shape[-1]
+    if x.device.type == "cuda" and (rows <= 16 or weight.shape[0] % 8 or weight.shape[1] % 8):
+        return "torch._int_mm on CUDA needs more than 16 tokens and widths that are multiples of 8"
+    return None

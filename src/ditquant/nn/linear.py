@@ -1,0 +1,119 @@
+"""`QuantLinear`: the one module that replaces nn.Linear, whatever the method."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ditquant import kernels
+from ditquant.errors import DitQuantError, damaged
+from ditquant.formats import FORMATS, PackedWeight, layout
+from ditquant.specs import LayerPlan
+from ditquant.transforms import TRANSFORMS
+from ditquant.transforms.base import Transform
+from ditquant.words import from_words, to_words, word_dtype
+
+
+class DecodedWeight(Tensor):
+    """The decoded weight of a QuantLinear: to be read; writing to it would be lost, so it is refused."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise DitQuantError(
+            "the weight of a quantized layer cannot be written to, so a LoRA cannot be fused into it. "
+            "Leave the LoRA loaded beside it (load_lora_weights, set_adapters), or fuse it before quantizing."
+        )
+
+
+class QuantLinear(nn.Linear):
+    """y = product(quantize(transforms(x)), packed weight) + bias.
+
+    State: `codes`, the parameters of the format and those of the transforms, all integer Parameters (see `words`);
+    `bias` as it was. `weight` is decoded when it is read, in the original basis, so that LoRA adapters and
+    inspections work.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, plan: LayerPlan, device=None, dtype=None):
+        nn.Module.__init__(self)
+        if plan.rank:
+            raise DitQuantError(f"rank {plan.rank} is not allowed: this version has no low-rank branch. Use rank 0.")
+        self.in_features, self.out_features, self.plan = in_features, out_features, plan
+        self._layout = layout(plan.weight, out_features, in_features)
+        for name, (shape, kind) in self._layout.items():
+            setattr(self, name, to_words(torch.empty(shape, dtype=kind, device=device)))
+        self.transforms = nn.ModuleList(
+            TRANSFORMS[t.kind].empty(in_features, **t.options).to(device or "cpu") for t in plan.transforms
+        )
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        # without a bias nothing else would follow the model's dtype
+        self.register_buffer("_dtype", torch.empty(0, dtype=dtype or torch.get_default_dtype()), persistent=False)
+
+    @staticmethod
+    def from_linear(
+        linear: nn.Linear, weight: PackedWeight, transforms: Sequence[Transform], plan: LayerPlan
+    ) -> "QuantLinear":
+        """Take over a layer's bias, device, dtype and mode with its quantized weight and fitted transforms."""
+        device, dtype = linear.weight.device, linear.weight.dtype
+        new = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, plan, "meta", dtype)
+        for name, value in {"codes": weight.codes, **weight.params}.items():
+            setattr(new, name, to_words(value.to(device)))
+        new.transforms = nn.ModuleList(t.to(device) for t in transforms)
+        new.bias = linear.bias
+        new._dtype = torch.empty(0, dtype=dtype, device=device)
+        return new.train(linear.training)
+
+    def packed(self) -> PackedWeight:
+        """Return the stored weight, in the basis of the transforms."""
+        params = {name: from_words(getattr(self, name), kind) for name, (_, kind) in self._layout.items()}
+        codes = params.pop("codes")
+        return PackedWeight(codes, params, (self.out_features, self.in_features), self.plan.weight)
+
+    def dequantize(self) -> Float[Tensor, "N K"]:
+        """Decode the weight and undo the transforms, in float32."""
+        weight = self.packed().dequantize()
+        identity = torch.eye(self.in_features, device=weight.device)
+        return weight @ self.transform(identity).T if len(self.transforms) else weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight in the model's dtype; read only."""
+        return self.dequantize().to(self._dtype.dtype).as_subclass(DecodedWeight)
+
+    def transform(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+        """Apply the transforms in order."""
+        for transform in self.transforms:
+            x = transform(x)
+        return x
+
+    def forward(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
+        """Compute the layer in the dtype of `x`."""
+        return kernels.linear(self.transform(x), self.packed(), self.plan.activation, self.bias)
+
+    def check(self, name: str) -> None:
+        """Raise DitQuantError if the values that were loaded cannot be those of a quantized layer."""
+        for key, (shape, kind) in self._layout.items():
+            words = getattr(self, key)
+            if words.is_meta or words.shape != shape or words.dtype != word_dtype(kind):
+                found = "nothing" if words.is_meta else f"{words.dtype} {tuple(words.shape)}"
+                raise damaged(f"{name}.{key}: expected {word_dtype(kind)} {shape}, found {found}")
+        problem = FORMATS[self.plan.weight.format].check(self.packed().params, self.plan.weight)
+        if problem:
+            raise damaged(f"{name}: {problem}")
+        for transform in self.transforms:
+            transform.check(name)
+
+    def extra_repr(self) -> str:
+        """Show the widths and what was decided."""
+        weight, activation = self.plan.weight, self.plan.activation
+        acts = "16-bit activations" if activation is None else f"{activation.bits}-bit {activation.granularity}"
+        return f"{self.in_features} -> {self.out_features}, {weight.format} {weight.bits} bits, {acts}"
+
+    def reset_parameters(self) -> None:
+        """Do nothing: the layer is filled from a checkpoint or from `from_linear`."""

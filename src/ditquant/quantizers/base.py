@@ -1,0 +1,46 @@
+"""A quantizer chooses codes and parameters of a weight; plain functions qualify."""
+
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ditquant.errors import DitQuantError
+from ditquant.formats import PackedWeight
+from ditquant.registry import Registry
+from ditquant.specs import WeightSpec
+from ditquant.stats import LayerStats
+
+
+class WeightQuantizer(Protocol):
+    """Quantize a weight; `stats` are those of the layer's input after its transforms, None without data."""
+
+    def __call__(
+        self, weight: Float[Tensor, "N K"], spec: WeightSpec, stats: LayerStats | None = None, **options: Any
+    ) -> PackedWeight: ...
+
+
+QUANTIZERS: Registry[WeightQuantizer] = Registry("quantizer")
+
+
+def prepare(weight: Tensor, spec: WeightSpec, format_name: str) -> Tensor:
+    """Check a weight and its spec, and return it as float32 [N, K].
+
+    Raises:
+        DitQuantError: not a matrix, empty, NaN or infinite values, another format, a group size that does not fit.
+    """
+    if spec.format != format_name:
+        raise DitQuantError(
+            f"this quantizer makes format {format_name!r}, the spec asks for {spec.format!r}. Change one of them."
+        )
+    if weight.ndim != 2 or 0 in weight.shape or not weight.is_floating_point():
+        raise DitQuantError(
+            "a weight must be a floating-point matrix [out_features, in_features], "
+            f"got {weight.dtype} {tuple(weight.shape)}."
+        )
+    spec.groups(weight.shape[1])
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise DitQuantError("the weight holds NaN or infinite values. Check the checkpoint.")
+    return weight

@@ -1,0 +1,58 @@
+"""Smoothing: move part of the spread of input channels into the weight (ViDiT-Q, SmoothQuant).
+
+m_k = wmax_k^alpha / amax_k^(1-alpha); alpha is the exponent of the weight, SmoothQuant's is 1 - alpha.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ditquant.errors import DitQuantError
+from ditquant.stats import LayerStats
+from ditquant.transforms.base import Transform
+from ditquant.transforms.block_rotation import work_dtype
+from ditquant.transforms.fitters import need_stats, register_transform
+from ditquant.transforms.options import check_values, stored_none
+
+# Every bfloat16 number in this range is a float16 number too.
+LOW, HIGH = 2.0**-14, 2.0**14
+
+
+@register_transform("smooth")
+class Smooth(Transform):
+    """Scale input channel k by m_k and divide the weight's column by it; m is stored as it is used, in bfloat16."""
+
+    def __init__(self, factor: Float[Tensor, " K"]):
+        super().__init__()
+        self.register_buffer("factor", factor.to(torch.bfloat16))
+
+    @classmethod
+    def fit(cls, weight: Float[Tensor, "N K"], stats: LayerStats | None, *, alpha: float = 0.5) -> "Smooth":
+        """Balance the channels; a channel that is always zero, or has no weight, keeps factor 1."""
+        check_values("smooth", alpha=alpha)
+        amax = need_stats("smooth", weight, stats).absmax.to(weight.device)
+        wmax = weight.abs().amax(0).float()
+        factor = wmax**alpha / amax ** (1 - alpha)
+        return cls(torch.where((amax > 0) & (wmax > 0), factor.clamp(LOW, HIGH), 1))
+
+    @classmethod
+    def empty(cls, in_features: int, **options) -> "Smooth":
+        """Build it with factors to be loaded; there are no options."""
+        stored_none("smooth", options)
+        return cls(torch.zeros(in_features))
+
+    def forward(self, x: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+        """Return x * m."""
+        return x * self.factor.to(x.dtype)
+
+    def absorb(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Return weight / m."""
+        dtype = work_dtype(weight.dtype)
+        return (weight.to(dtype) / self.factor.to(dtype)).to(weight.dtype)
+
+    def check(self) -> None:
+        """Factors are in the range that `fit` keeps to."""
+        if not bool(((self.factor >= LOW) & (self.factor <= HIGH)).all()):
+            raise DitQuantError(
+                f"factors of transform 'smooth' are outside {LOW:g} to {HIGH:g}. The checkpoint is damaged, get it anew."
+            )

@@ -1,0 +1,269 @@
+"""Train `pixart-shapes`: a complete PixArtAlphaPipeline that paints captioned scenes of coloured shapes.
+
+    python zoo/train_pixart_shapes.py --work build/pixart-shapes --out src/ditquant/assets/pixart-shapes
+
+Every stage (autoencoder, latents, transformer with its text encoder, pipeline) leaves its result in the work folder,
+so a killed run goes on where it was. Everything is drawn from `--seed`.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from ditquant.evaluation import shapes
+
+SCENES = 60_000
+LATENT_CHANNELS = 4
+WIDTH, HEADS, BLOCKS, TEXT_WIDTH = 256, 4, 6, 256
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=shapes.SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def make_transformer() -> PixArtTransformer2DModel:
+    return PixArtTransformer2DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=WIDTH // HEADS,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=BLOCKS,
+        cross_attention_dim=WIDTH,
+        sample_size=shapes.SIZE // 4,
+        patch_size=2,
+        caption_channels=TEXT_WIDTH,
+        use_additional_conditions=False,
+    )
+
+
+def make_tokenizer() -> T5Tokenizer:
+    """Whole words of the captions, and letters for whatever else a user types."""
+    words = {w for text in shapes.prompts(2000, held_out=False) for w in text.replace(",", "").split()}
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list("0123456789.-'!?")
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0), (",", -1.0)]
+    vocab += [("▁" + w, -1.0) for w in sorted(words) if len(w) > 1 or w == "a"]
+    vocab += [(c, -8.0) for c in letters]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=120)
+
+
+def make_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=8 * math.ceil(len(tokenizer) / 8),
+        d_model=TEXT_WIDTH,
+        d_kv=32,
+        num_heads=8,
+        d_ff=512,
+        num_layers=3,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(config)
+
+
+def make_scheduler() -> DPMSolverMultistepScheduler:
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0)
+
+
+def draw_batch(count: int, rng: np.random.Generator) -> torch.Tensor:
+    """Pictures [count, 3, 64, 64] in [-1, 1]."""
+    pictures = np.stack([shapes.draw(shapes.random_scene(rng), rng) for _ in range(count)])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Checkpoint:
+    """Modules, optimizer and step of a stage, written aside and then renamed."""
+
+    def __init__(self, path: Path, **parts):
+        self.path, self.parts = path, parts
+
+    def load(self) -> int:
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
+        return state["step"]
+
+    def save(self, step: int) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        torch.save({**state, "step": step, "rng": torch.get_rng_state()}, self.path.with_suffix(".part"))
+        self.path.with_suffix(".part").rename(self.path)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    return peak * min(step / 200, 1) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def progress(stage: str, step: int, steps: int, start: tuple[int, float], **figures: float) -> None:
+    left = (time.time() - start[1]) / max(step - start[0], 1) * (steps - step)
+    shown = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
+    print(f"{stage} {step}/{steps} {shown} {left / 60:.1f} min left", flush=True)
+
+
+def train_vae(work: Path, steps: int, device: str, seed: int) -> AutoencoderKL:
+    vae = make_vae().to(device, memory_format=torch.channels_last)
+    if (work / "vae").exists():
+        return AutoencoderKL.from_pretrained(work / "vae").to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=0.0, betas=(0.9, 0.99))
+    checkpoint = Checkpoint(work / "vae.pt", vae=vae, optimizer=optimizer)
+    start = (checkpoint.load(), time.time())
+    for step in range(start[0], steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, 2e-3)
+        x = draw_batch(32, np.random.default_rng((seed, 1, step))).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample.float()
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        l1 = (y - x).abs().mean()
+        (l1 + (y - x).square().mean() + 1e-3 * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 49 or step == steps - 1:
+            checkpoint.save(step + 1)
+            progress("vae", step + 1, steps, start, l1=l1.item(), kl=kl.item())
+    vae.save_pretrained(work / "vae")
+    return vae
+
+
+@torch.no_grad()
+def encode(work: Path, vae: AutoencoderKL, device: str, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents [SCENES, 4, 16, 16] of unit variance and their captions; writes the scaling factor into the VAE."""
+    path = work / "latents.safetensors"
+    rng = np.random.default_rng((seed, 2))
+    scenes = [shapes.random_scene(rng) for _ in range(SCENES)]
+    captions = [shapes.caption(scene, rng) for scene in scenes]
+    if not path.exists():
+        parts = []
+        for i in range(0, SCENES, 200):
+            x = np.stack(
+                [shapes.draw(s, np.random.default_rng((seed, 3, i + k))) for k, s in enumerate(scenes[i : i + 200])]
+            )
+            x = (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
+            with torch.autocast(device, torch.bfloat16):
+                parts.append(vae.encode(x).latent_dist.mean.float().cpu())
+            if i % 6000 == 0:
+                print(f"latents {i}/{SCENES}", flush=True)
+        save_file({"latents": torch.cat(parts).contiguous()}, path)
+    latents = load_file(path)["latents"]
+    factor = 1 / latents.std().item()
+    vae.register_to_config(scaling_factor=factor)
+    return latents * factor, captions
+
+
+def tokenize(tokenizer: T5Tokenizer, texts: list[str], device: str) -> dict[str, torch.Tensor]:
+    tokens = tokenizer(texts, padding="longest", return_tensors="pt")
+    return {k: tokens[k].to(device) for k in ("input_ids", "attention_mask")}
+
+
+def train_transformer(work: Path, steps: int, device: str, seed: int, batch: int = 32) -> PixArtAlphaPipeline:
+    vae = train_vae(work, 2000, device, seed)
+    latents, captions = encode(work, vae, device, seed)
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    model = torch.nn.ModuleDict({"text": make_text_encoder(tokenizer), "dit": make_transformer()}).to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    checkpoint = Checkpoint(work / "transformer.pt", model=model, average=average, optimizer=optimizer)
+    start = (checkpoint.load(), time.time())
+    pipeline = PixArtAlphaPipeline(tokenizer, average["text"], vae, average["dit"], make_scheduler())
+    losses = []
+    for step in range(start[0], steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, 8e-4)
+        rng = np.random.default_rng((seed, 4, step))
+        chosen = rng.integers(0, SCENES, batch)
+        texts = ["" if rng.random() < 0.1 else captions[i] for i in chosen]
+        x0 = latents[torch.from_numpy(chosen)].to(device)
+        noise = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(device)
+        sigma = torch.sigmoid(torch.from_numpy(rng.normal(0.4, 1.2, batch).astype(np.float32))).to(device)
+        s = sigma[:, None, None, None]
+        tokens = tokenize(tokenizer, texts, device)
+        with torch.autocast(device, torch.bfloat16):
+            text = model["text"](**tokens).last_hidden_state
+            velocity = model["dit"](
+                (1 - s) * x0 + s * noise,
+                encoder_hidden_states=text,
+                encoder_attention_mask=tokens["attention_mask"],
+                timestep=sigma * 1000,
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            ).sample
+        loss = F.mse_loss(velocity.float(), noise - x0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(0.999, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        losses.append(loss.item())
+        if step % 100 == 99:
+            progress("transformer", step + 1, steps, start, loss=float(np.mean(losses[-100:])))
+        if step % 500 == 499 or step == steps - 1:
+            checkpoint.save(step + 1)
+            print(f"transformer {step + 1} caption accuracy {evaluate(pipeline, 32)[0]:.3f}", flush=True)
+    return pipeline
+
+
+@torch.no_grad()
+def evaluate(pipeline: PixArtAlphaPipeline, count: int, seed: int = 0) -> tuple[float, np.ndarray]:
+    """Caption accuracy on held-out prompts, and the pictures."""
+    prompts = shapes.prompts(count, seed)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    for i in range(0, count, 32):
+        generators = [torch.Generator().manual_seed(i + k) for k in range(len(prompts[i : i + 32]))]
+        made = pipeline(
+            prompts[i : i + 32],
+            num_inference_steps=12,
+            generator=generators,
+            use_resolution_binning=False,
+            clean_caption=False,
+            output_type="np",
+        ).images
+        pictures.append((made * 255).round().astype(np.uint8))
+    pictures = np.concatenate(pictures)
+    return shapes.caption_accuracy(list(pictures), prompts), pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    pipeline = train_transformer(args.work, args.steps, args.device, args.seed)
+    pipeline.to(dtype=torch.float16).save_pretrained(args.out)
+    # transformers loads in the dtype of its own config unless told otherwise, diffusers in float32: let them agree
+    config = args.out / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+    pipeline = PixArtAlphaPipeline.from_pretrained(args.out).to(args.device)
+    print(f"caption accuracy on 512 held-out prompts: {evaluate(pipeline, 512, seed=1)[0]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
