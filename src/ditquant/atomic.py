@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows: the leftovers of killed runs stay until they are deleted by hand
     fcntl = None
 
-_USERS_PROBLEM = {
+_WAY_OUT = {
     errno.ENOSPC: "Free some space or choose another place.",
     errno.EDQUOT: "Free some space or choose another place.",
     errno.EACCES: "Change the permission or choose another place.",
@@ -53,10 +53,17 @@ def atomic_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pa
         os.replace(part / target.name, target)
 
 
+def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Refuse, before any work is done, a place that cannot be written; for a file as for a folder."""
+    check = check_file if Path(path).is_file() else check_folder
+    check(path, overwrite)
+
+
 def check_folder(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Refuse, before any work is done, a folder that `atomic_folder` would refuse."""
+    """Refuse, before any work is done, what `atomic_folder` would refuse."""
     target = Path(path).resolve()
     with _clear_errors(target):
+        _check_parent(target)
         if target.exists() and not target.is_dir():
             raise DitQuantError(f"{path} is a file, a folder is needed. Choose another folder.")
         if not target.is_dir() or not any(target.iterdir()):
@@ -64,16 +71,26 @@ def check_folder(path: str | os.PathLike, overwrite: bool = False) -> None:
     if not overwrite:
         raise DitQuantError(f"{path} exists. Choose another folder or pass --overwrite.")
     if any(target == kept or target in kept.parents for kept in (Path.cwd(), Path.home())):
-        raise DitQuantError(f"{path} holds the current or the home folder and is not overwritten. Choose another folder.")
+        raise DitQuantError(f"{path} holds the current or home folder, which stays. Choose another folder.")
 
 
 def check_file(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Refuse, before any work is done, a file that `atomic_file` would refuse."""
-    with _clear_errors(Path(path)):
-        if Path(path).is_dir():
+    """Refuse, before any work is done, what `atomic_file` would refuse."""
+    target = Path(path).resolve()
+    with _clear_errors(target):
+        _check_parent(target)
+        if target.is_dir():
             raise DitQuantError(f"{path} is a folder, a file is needed. Choose another file.")
-        if Path(path).exists() and not overwrite:
+        if target.exists() and not overwrite:
             raise DitQuantError(f"{path} exists. Choose another file or pass --overwrite.")
+
+
+def _check_parent(target: Path) -> None:
+    parent = next(p for p in target.parents if p.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextlib.contextmanager
@@ -98,7 +115,6 @@ def _part(target: Path) -> Iterator[Path]:
 
 
 def _replace_folder(part: Path, target: Path) -> None:
-    # part's own name is taken by now only if the process id wraps, the old folder gets the name of a finished one
     old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
     existed = target.exists()
     if existed:
@@ -115,26 +131,27 @@ def _replace_folder(part: Path, target: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """Remove what killed runs left: a living run holds the lock of its folder."""
-    if fcntl is None:
-        return
-    for left in target.parent.glob(f".{_literal(target.name)}.part-*"):
-        with contextlib.suppress(OSError), _lock(left):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+    prefix = f".{target.name}.part-"
+    for left in [p for p in target.parent.iterdir() if p.name.startswith(prefix)]:
+        with contextlib.suppress(OSError), _lock(left) as dead:
+            if dead:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[bool]:
+    """Give whether the lock was got; the system lets go of it when the process dies."""
     if fcntl is None:
-        yield
+        yield False
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            got = True
+        except OSError:  # held by another run, or a file system without locks
+            got = False
+        yield got
     finally:
         os.close(handle)
 
@@ -144,16 +161,17 @@ def _clear_errors(target: Path) -> Iterator[None]:
     """Put a full disk or a missing permission in one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _USERS_PROBLEM:
-            raise
-        place = error.filename if isinstance(error.filename, str) else target
-        raise DitQuantError(f"cannot write {place}: {error.strerror}. {_USERS_PROBLEM[error.errno]}") from error
     except DitQuantError:
         raise
+    except OSError as error:
+        if error.errno not in _WAY_OUT:
+            raise
+        elsewhere = isinstance(error.filename, str) and f".{target.name}.part-" not in error.filename
+        place = error.filename if elsewhere else target
+        raise DitQuantError(f"cannot write {place}: {error.strerror}. {_WAY_OUT[error.errno]}") from error
     except Exception as error:
         # safetensors and torch report a full disk in exceptions of their own
-        if os.strerror(errno.ENOSPC) not in str(error):
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error):
             raise
-        hint = _USERS_PROBLEM[errno.ENOSPC]
-        raise DitQuantError(f"cannot write {target}: {os.strerror(errno.ENOSPC)}. {hint}") from error
+        raise DitQuantError(f"cannot write {target}: {full}. {_WAY_OUT[errno.ENOSPC]}") from error

@@ -11,14 +11,15 @@ from tqdm import tqdm
 
 from ditquant.calibration import collect, run_prompts
 from ditquant.errors import DitQuantError
+from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
 from ditquant.nn import QuantLinear, set_module
-from ditquant.quantizers import QUANTIZERS
+from ditquant.quantizers import DATA_FREE, QUANTIZERS, check_options
 from ditquant.recipe import Recipe, Rule
-from ditquant.specs import LayerPlan, QuantPlan
+from ditquant.specs import LayerPlan, QuantPlan, check_divides
 from ditquant.stats import LayerStats
-from ditquant.transforms import FITTERS
+from ditquant.transforms.fitters import FITTERS, check_fit_options, needs_data, takes_seed
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def quantize(
     parts = transformers_of(model)
     matched = {name: match(part, recipe) for name, part in parts.items()}
     stats = _calibrate(model, parts, matched, prompts, forward, seed)
-    if stats is None and any(r.needs_data for rules in matched.values() for _, r in rules):
+    if stats is None and any(uses_data(r) for rules in matched.values() for _, r in rules):
         log.warning(
             "no calibration prompts: recipe %r runs data-free, without smoothing and salient rotations", recipe.name
         )
@@ -82,11 +83,24 @@ def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:
     found = [(layer, recipe.match(layer.role, layer.name)) for layer in layers]
     rules = [(layer, rule) for layer, rule in found if rule is not None and rule.weight is not None]
     for layer, rule in rules:
-        rule.weight.groups(layer.in_features, layer.name)
-        QUANTIZERS[rule.quantizer]
-        for transform in rule.transforms:
-            FITTERS[transform.kind]
+        check_rule(rule, layer)
     return rules
+
+
+def check_rule(rule: Rule, layer: Layer) -> None:
+    """Refuse what would fail for this layer later: unknown parts and options, groups that do not divide its width."""
+    FORMATS[rule.weight.format]
+    rule.weight.groups(layer.in_features, layer.name)
+    if rule.activation is not None and rule.activation.group_size is not None:
+        check_divides(rule.activation.group_size, layer.in_features, layer.name)
+    check_options(rule.quantizer, rule.quantizer_options)
+    for transform in rule.transforms:
+        check_fit_options(transform.kind, transform.options)
+
+
+def uses_data(rule: Rule) -> bool:
+    """Say whether calibration changes what a rule makes."""
+    return bool(rule.transforms) or rule.quantizer not in DATA_FREE
 
 
 def quantize_layer(
@@ -97,9 +111,10 @@ def quantize_layer(
     seen = stats.get(layer.name)
     transforms = []
     for spec in rule.transforms:
-        if seen is None and spec.kind in NEEDS_DATA:
+        if seen is None and needs_data(spec.kind):
             continue
-        transform = fit(spec, weight, seen, seed + zlib.crc32(layer.name.encode()))
+        options = {"seed": seed + zlib.crc32(layer.name.encode())} if takes_seed(spec.kind) else {}
+        transform = FITTERS[spec.kind](weight, seen, **options | dict(spec.options))
         weight = transform.absorb(weight)
         seen = None if seen is None else seen.transformed(transform)
         transforms.append(transform)
@@ -120,11 +135,15 @@ def _calibrate(model, parts, matched, prompts, forward, seed) -> dict[str, dict[
         _check_weights(part, [layer for layer, _ in matched[name]])
     if prompts is None and forward is None:
         return None
-    root = nn.ModuleDict(parts)
-    names = [f"{name}.{layer.name}" for name in parts for layer, rule in matched[name] if rule.needs_data]
+    watched = {
+        f"{name}:{layer.name}": part.get_submodule(layer.name)
+        for name, part in parts.items()
+        for layer, rule in matched[name]
+        if uses_data(rule)
+    }
     run = (lambda: run_prompts(model, prompts, seed)) if forward is None else (lambda: forward(model))
-    seen = collect(root, names, run, seed=seed)
-    return {p: {n.removeprefix(f"{p}."): s for n, s in seen.items() if n.startswith(f"{p}.")} for p in parts}
+    seen = collect(watched, run, seed=seed)
+    return {p: {n.partition(":")[2]: s for n, s in seen.items() if n.partition(":")[0] == p} for p in parts}
 
 
 def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:

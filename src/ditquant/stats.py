@@ -22,6 +22,7 @@ class LayerStats:
         self.sample_size = sample_size
         self._keys = torch.zeros(0)
         self._generator = torch.Generator().manual_seed(seed)
+        self.layer_input = self  # the statistics before any transform
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "... K"]) -> None:
@@ -38,7 +39,8 @@ class LayerStats:
         self._keep(wide[chosen.to(x.device)].cpu(), keys[chosen])
 
     def merge(self, other: "LayerStats") -> None:
-        """Add what another stream of the same layer has seen."""
+        """Add what another stream of the same layer has seen; streams need seeds of their own to be independent."""
+        self.sample_size = min(self.sample_size, other.sample_size)
         self.count += other.count
         self.absmax = torch.maximum(self.absmax, other.absmax)
         self.sum_squares += other.sum_squares
@@ -67,7 +69,8 @@ class LayerStats:
         return (self.sum_squares / max(self.count, 1)).float()
 
     def transformed(self, forward) -> "LayerStats":
-        """Return the statistics of `forward(x)`, taken from the sample."""
+        """Return the statistics of `forward(x)`, taken from the sample; `layer_input` still leads to the layer's own."""
         stats = LayerStats(len(self.absmax), self.sample_size)
         stats.update(forward(self.sample))
+        stats.layer_input = self.layer_input
         return stats

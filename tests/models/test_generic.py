@@ -121,6 +121,12 @@ def test_without_repeated_blocks_all_but_the_ends():
     }
 
 
+def test_one_block_is_no_repetition():
+    model = Sandwich(blocks=nn.ModuleList([STDiTBlock()]))
+    assert find_linears(model).blocks == ()
+    assert set(roles(model)) == {f"blocks.0.{name}" for name in STDIT_ROLES}
+
+
 def test_a_module_without_linears_has_nothing():
     assert find_linears(nn.Conv2d(3, 3, 1)).layers == ()
     assert find_linears(nn.Linear(4, 4)).layers == ()

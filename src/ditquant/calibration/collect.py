@@ -1,7 +1,7 @@
 """Statistics of the inputs of linear layers, streamed while the model runs."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def collect(
-    model: nn.Module, names: Iterable[str], run: Callable[[], object], *, seed: int = 0
+    modules: Mapping[str, nn.Module], run: Callable[[], object], *, seed: int = 0
 ) -> dict[str, LayerStats]:
-    """Call `run`, which calls the model, and return what each named linear layer received.
+    """Call `run`, which runs the model, and return what each of the named linear layers received.
 
     Raises:
         DitQuantError: a layer's input held NaN or infinite values. Layers that were never called have no entry.
@@ -34,8 +34,8 @@ def collect(
         return hook
 
     try:
-        for index, name in enumerate(names):
-            handles.append(model.get_submodule(name).register_forward_pre_hook(watch(index, name)))
+        for index, (name, module) in enumerate(modules.items()):
+            handles.append(module.register_forward_pre_hook(watch(index, name)))
         run()
     finally:
         for handle in handles:
@@ -43,7 +43,7 @@ def collect(
     for name, seen in stats.items():
         if not seen.finite:
             raise DitQuantError(
-                f"the input of {name!r} holds NaN or infinite values during calibration. "
+                f"the input of {name.partition(':')[2]!r} holds NaN or infinite values during calibration. "
                 "Run the pipeline in bfloat16 or float32, and check that it makes a picture."
             )
     return stats

@@ -14,9 +14,8 @@ def env() -> None:
     print(f"python        {platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         print(f"{name:13} {_version(name)}")
-    print(
-        f"cpu           {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-    )
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
+    print(f"cpu           {torch.backends.cpu.get_cpu_capability()}, {threads}")
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
         print(f"cuda:{i}        {torch.cuda.get_device_name(i)}, {memory:.0f} GiB")

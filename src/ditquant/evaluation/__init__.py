@@ -1,0 +1,31 @@
+"""Generate with many models from the same prompts and seeds, measure, and report."""
+
+from ditquant.evaluation.compare import Sampling, compare
+from ditquant.evaluation.comparison_folder import write_comparison
+from ditquant.evaluation.generate import Generated, generate
+from ditquant.evaluation.metrics import METRICS
+from ditquant.evaluation.plots import Plot, drawn, plot_activation_outliers, plot_codebook
+from ditquant.evaluation.report import Gallery, write_report
+from ditquant.evaluation.results import ModelFacts, ModelResult, Results
+from ditquant.evaluation.table import Column, Table, results_table
+
+__all__ = [
+    "METRICS",
+    "Column",
+    "Gallery",
+    "Generated",
+    "ModelFacts",
+    "ModelResult",
+    "Plot",
+    "Results",
+    "Sampling",
+    "Table",
+    "compare",
+    "drawn",
+    "generate",
+    "plot_activation_outliers",
+    "plot_codebook",
+    "results_table",
+    "write_comparison",
+    "write_report",
+]

@@ -115,7 +115,7 @@ def _coverage(shape: str, radius: int) -> np.ndarray:
     y, x = np.meshgrid(axis, axis, indexing="ij")
     inside = {
         "circle": x**2 + y**2 <= radius**2,
-        "square": np.maximum(abs(x), abs(y)) <= radius * 0.9,
+        "square": np.maximum(abs(x), abs(y)) <= radius,
         "triangle": (y <= radius * 0.9) & (y >= -radius * 0.9 + 1.8 * abs(x)),
         "cross": (np.minimum(abs(x), abs(y)) <= radius / 3) & (np.maximum(abs(x), abs(y)) <= radius),
     }[shape]

@@ -17,6 +17,7 @@ from ditquant.formats.base import FORMATS, Params
 from ditquant.specs import WeightSpec
 
 ETA_MIN, ETA_MAX = 2.0**-14, 65504.0  # the normal range of float16
+ROUND_DOWN = 1 - 2.0**-11  # a bound times this does not round above itself in float16
 
 INT8_BITS = 5  # from here on levels lie on the INT8 grid
 
@@ -49,7 +50,7 @@ class TwinLog:
     def decode(self, codes: UInt8[Tensor, "N K"], params: Params, spec: WeightSpec) -> Float[Tensor, "N K"]:
         """Look every code up in its row's (or group's) code book."""
         table = codebook(params, spec.bits).flatten(0, 1)
-        grouped = codes.view(table.shape[0], -1)
+        grouped = codes.reshape(table.shape[0], -1)
         return _look_up(table, grouped).view(codes.shape)
 
     def decode_int8(

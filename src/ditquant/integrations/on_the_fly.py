@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ditquant.engine import match, quantize_layer
 from ditquant.nn import QuantLinear, set_module
-from ditquant.recipe import Recipe, matches_name
+from ditquant.recipe import Recipe, Rule
 from ditquant.specs import QuantPlan
 
 
@@ -17,10 +17,11 @@ class OnTheFly:
 
     def __init__(self, model: nn.Module, recipe: str | Mapping[str, Any], keep: Sequence[str]):
         self.recipe = Recipe.load(recipe)
+        kept = [Rule(pattern, None) for pattern in keep]
         self.rules = {
             layer.name: (layer, rule)
             for layer, rule in match(model, self.recipe)
-            if not any(matches_name(pattern, layer.name) for pattern in keep)
+            if not any(pattern.matches(layer.role, layer.name) for pattern in kept)
         }
         self.plan: dict[str, Any] = {}
 

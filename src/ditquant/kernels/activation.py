@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ditquant.specs import ActSpec, check_divides
 
+SMALLEST = torch.finfo(torch.float32).tiny  # no scale is smaller: subnormal ones are too coarse to divide by
+
 
 @dataclass(frozen=True)
 class QuantizedActivation:
@@ -27,20 +29,21 @@ def quantize_activation(x: Float[Tensor, "... K"], spec: ActSpec) -> QuantizedAc
     """Quantize to signed codes of `spec.bits` bits, held in INT8.
 
     Symmetric: scale = max|x| / (2^(bits-1) - 1), so that the largest value is met exactly. Asymmetric: the range from
-    min(x, 0) to max(x, 0) in 2^bits - 1 steps. Granularity `sample` takes one scale for each entry of the first axis.
+    min(x, 0) to max(x, 0) in 2^bits - 1 steps. Granularity `sample` takes one scale for each entry of the first axis,
+    and one for all of an input without such an axis ([L, K]).
     """
     group = spec.group_size or x.shape[-1]
     check_divides(group, x.shape[-1], "the layer")
     grouped = x.float().unflatten(-1, (-1, group))
     half = 2 ** (spec.bits - 1)
     if spec.symmetric:
-        scale = _reduce(grouped.abs(), spec, torch.amax) / (half - 1)
-        values, zero = torch.round(grouped / _nonzero(scale)), None
+        scale = _reduce(grouped.abs(), spec, torch.amax).div(half - 1).clamp(min=SMALLEST)
+        values, zero = torch.round(grouped / scale), None
     else:
         low, high = _reduce(grouped, spec, torch.amin).clamp(max=0), _reduce(grouped, spec, torch.amax).clamp(min=0)
-        scale = (high - low) / (2 * half - 1)
-        zero = torch.round(-low / _nonzero(scale)) - half
-        values = (torch.round(grouped / _nonzero(scale)) + zero).clamp(-half, half - 1)
+        scale = (high - low).div(2 * half - 1).clamp(min=SMALLEST)
+        zero = torch.round(-low / scale) - half
+        values = (torch.round(grouped / scale) + zero).clamp(-half, half - 1)
     return QuantizedActivation(values.to(torch.int8), scale, zero)
 
 
@@ -57,7 +60,3 @@ def _reduce(grouped: Tensor, spec: ActSpec, reduce) -> Tensor:
     kept = 0 if spec.granularity == "tensor" or grouped.ndim <= 3 else 1
     found = reduce(grouped, dim=tuple(range(kept, grouped.ndim)), keepdim=True)
     return found.expand(*grouped.shape[:-1], 1)
-
-
-def _nonzero(scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, scale, 1)

@@ -48,9 +48,9 @@ def linear_int8(
     quantized = quantize_activation(x, activation)
     values, row_scale = weight.to_int8()
     flat = quantized.values.flatten(0, -2)  # [M, K]: one group a token
-    y = torch._int_mm(flat, values.t()).float()
+    y = torch._int_mm(flat, values.t())
     if quantized.zero_point is not None:
-        y = y - quantized.zero_point.flatten(0, -2) * values.sum(1, dtype=torch.int32)
+        y = y - quantized.zero_point.flatten(0, -2).to(torch.int32) * values.sum(1, dtype=torch.int32)
     y = y * quantized.scale.flatten(0, -2) * row_scale
     y = y if bias is None else y + bias
     return y.to(x.dtype).unflatten(0, x.shape[:-1]) if x.ndim > 1 else y.to(x.dtype)[0]

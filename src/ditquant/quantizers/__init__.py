@@ -1,6 +1,6 @@
 """How codes are chosen."""
 
 from ditquant.quantizers import rtn, twin_log
-from ditquant.quantizers.base import QUANTIZERS, WeightQuantizer
+from ditquant.quantizers.base import DATA_FREE, QUANTIZERS, WeightQuantizer, check_options
 
-__all__ = ["QUANTIZERS", "WeightQuantizer", "rtn", "twin_log"]
+__all__ = ["DATA_FREE", "QUANTIZERS", "WeightQuantizer", "check_options", "rtn", "twin_log"]

@@ -1,5 +1,7 @@
 """A quantizer chooses codes and parameters of a weight; plain functions qualify."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from ditquant.errors import DitQuantError
 from ditquant.formats import PackedWeight
-from ditquant.registry import Registry
+from ditquant.registry import Registry, unknown
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
 
@@ -22,6 +24,16 @@ class WeightQuantizer(Protocol):
 
 
 QUANTIZERS: Registry[WeightQuantizer] = Registry("quantizer")
+DATA_FREE: set[str] = set()  # quantizers that statistics would not change
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown quantizer, or options that are none of its keyword-only parameters."""
+    parameters = inspect.signature(QUANTIZERS[name]).parameters.values()
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of quantizer {name!r}", option, allowed)
 
 
 def prepare(weight: Tensor, spec: WeightSpec, format_name: str) -> Tensor:
@@ -40,7 +52,7 @@ def prepare(weight: Tensor, spec: WeightSpec, format_name: str) -> Tensor:
             f"got {weight.dtype} {tuple(weight.shape)}."
         )
     spec.groups(weight.shape[1])
-    weight = weight.detach().float()
+    weight = weight.detach().float().contiguous()
     if not bool(torch.isfinite(weight).all()):
         raise DitQuantError("the weight holds NaN or infinite values. Check the checkpoint.")
     return weight

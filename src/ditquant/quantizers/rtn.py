@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditquant.formats import PackedWeight
-from ditquant.quantizers.base import QUANTIZERS, prepare
+from ditquant.quantizers.base import DATA_FREE, QUANTIZERS, prepare
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
 
@@ -30,6 +30,9 @@ def rtn(weight: Float[Tensor, "N K"], spec: WeightSpec, stats: LayerStats | None
         params = {"scale": scale, "zero_point": zero.to(torch.uint8)}
     codes = (torch.round(grouped / _nonzero(scale)[..., None]) + zero[..., None]).clamp(0, top)
     return PackedWeight.from_codes(codes.flatten(1).to(torch.uint8), params, spec)
+
+
+DATA_FREE.add("rtn")
 
 
 def _nonzero(scale: Tensor) -> Tensor:

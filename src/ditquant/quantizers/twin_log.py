@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ditquant.formats import PackedWeight
-from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, codebook, signed_levels
+from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, ROUND_DOWN, codebook, signed_levels
 from ditquant.quantizers.base import QUANTIZERS, prepare
 from ditquant.quantizers.twin_log_fit import fit_shapes
 from ditquant.registry import Registry
@@ -54,7 +54,8 @@ def gain(weight: Float[Tensor, "N K"], packed: PackedWeight, stats: LayerStats |
 
     Kept within a factor of two: a row whose output is all noise has no gain to correct.
     """
-    quantized = packed.dequantize()
+    size = packed.params["scale"].amax(1, keepdim=True).clamp(min=1e-38)  # squares stay within the range of float32
+    weight, quantized = weight / size, packed.dequantize() / size
     if stats is not None and len(stats.sample):
         weight, quantized = weight @ stats.sample.T, quantized @ stats.sample.T
     power, overlap = weight.square().sum(1), (weight * quantized).sum(1)
@@ -77,17 +78,23 @@ def _search_paper(weight: Tensor, error_weight: Tensor, bits: int, groups: int) 
     rows = weight.reshape(len(weight) * groups, -1)
     sides = [torch.where(rows * sign > 0, rows * sign, torch.nan) for sign in (1, -1)]
     low = [s.nan_to_num(torch.inf).amin(1) for s in sides]
-    high = [s.nanquantile(torch.tensor(PERCENTILES), dim=1).nan_to_num(0) for s in sides]
+    high = [_percentiles(s) for s in sides]
     best, chosen = torch.inf, None
     for eta in ETAS:
         for a, b in [(a, b) for a in range(len(PERCENTILES)) for b in range(len(PERCENTILES))]:
             params = _paper_params(eta, low, [high[0][a], high[1][b]])
             values = signed_levels(params[1], bits) * params[0][:, None]
             codes = nearest(rows, {"scale": params[0][:, None], "shape": params[1][:, None]}, bits)
-            error = float((rows - values.gather(1, codes.long())).square().sum())
+            error = float((rows - values.gather(1, codes.long())).double().square().sum())
             if error < best:
                 best, chosen = error, params
     return chosen
+
+
+def _percentiles(rows: Tensor) -> Tensor:
+    """Of every row without its NaN entries; in pieces, since torch limits the size of a quantile's input."""
+    pieces = rows.split(max(1, (1 << 23) // rows.shape[1]))
+    return torch.cat([p.nanquantile(torch.tensor(PERCENTILES), dim=1) for p in pieces], 1).nan_to_num(0)
 
 
 def _paper_params(eta: float, low: list[Tensor], high: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -96,7 +103,7 @@ def _paper_params(eta: float, low: list[Tensor], high: list[Tensor]) -> tuple[Te
     hi = torch.stack(high, 1) / safe[:, None]
     skew = (hi[:, :1] - hi[:, 1:]).half().float()
     limit = torch.cat((1 + skew, 1 - skew), 1).clamp(max=1)
-    lo = torch.minimum(torch.stack(low, 1) / safe[:, None], limit)
+    lo = torch.minimum(torch.stack(low, 1) / safe[:, None], limit * ROUND_DOWN)
     return scale, torch.cat(((eta / safe[:, None]).clamp(ETA_MIN, ETA_MAX), lo, skew), 1).half()
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, INT8_BITS, levels, round_int8
+from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, INT8_BITS, ROUND_DOWN, levels, round_int8
 
 CHUNK = 1 << 18  # weights searched at a time: sorted values and sums stay in cache
 ETA_STARTS = (0.1, 0.6, 4.0)  # times the RMS of the row
@@ -118,6 +118,6 @@ def _to_params(scale: Tensor, eta: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tens
     largest = hi.amax(1, keepdim=True)
     eta, lo, hi = eta / largest, lo / largest, hi / largest
     skew = (hi[:, :1] - hi[:, 1:]).half().float()
-    lo = torch.minimum(lo, torch.cat((1 + skew, 1 - skew), 1).clamp(max=1)).half().float()
+    lo = torch.minimum(lo, torch.cat((1 + skew, 1 - skew), 1).clamp(max=1) * ROUND_DOWN)
     shape = torch.cat((eta.clamp(ETA_MIN, ETA_MAX), lo, skew), 1)
     return scale * largest[:, 0], shape.half()

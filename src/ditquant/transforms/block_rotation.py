@@ -14,13 +14,18 @@ def choose_block(in_features: int, block: int | None) -> int:
     """Return the width of the blocks: `block` if it divides the channels, None or too large for the full width.
 
     Otherwise the divisor below it that spreads one channel furthest; the full width where none spreads it at all.
+
+    Raises:
+        DitQuantError: the full width has a prime factor above 4096.
     """
-    if block is None or block >= in_features:
-        return in_features
-    if in_features % block == 0:
-        return block
-    best = max((d for d in divisors(in_features) if d <= block), key=lambda d: d / flatness(d))
-    return best if best / flatness(best) >= _SPREAD else in_features
+    if block is not None and block < in_features:
+        if in_features % block == 0:
+            return block
+        best = max((d for d in divisors(in_features) if d <= block), key=lambda d: d / flatness(d))
+        if best / flatness(best) >= _SPREAD:
+            return best
+    factors(in_features)
+    return in_features
 
 
 @torch.compiler.assume_constant_result

@@ -1,5 +1,6 @@
 """What a recipe names: functions that fit a transform; every transform's own `fit` is one of them."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditquant.errors import DitQuantError
-from ditquant.registry import Registry
+from ditquant.registry import Registry, unknown
 from ditquant.stats import LayerStats
 from ditquant.transforms.base import TRANSFORMS, Transform
-from ditquant.transforms.options import check_names, check_values
+from ditquant.transforms.options import check_values, option_names
 
 Fitter = Callable[..., Transform]
 FITTERS: Registry[Fitter] = Registry("transform")
 """name -> fitter(weight, stats, **options); options are checked, the result is ready to `absorb` the weight."""
 
-_FITS: dict[str, Fitter] = {}
+_FITS: Registry[Fitter] = Registry("transform")
 
 
 def register_transform(kind: str) -> Callable[[type[Transform]], type[Transform]]:
@@ -36,7 +37,7 @@ def register_fitter(name: str) -> Callable[[Fitter], Fitter]:
     """Enter a function whose keyword-only parameters are its options."""
 
     def add(fit: Fitter) -> Fitter:
-        def checked(weight: Float[Tensor, "N K"], stats: LayerStats | None = None, **options: Any) -> Transform:
+        def checked(weight: Float[Tensor, "N K"], stats: LayerStats | None = None, /, **options: Any) -> Transform:
             check_fit_options(name, options)
             return fit(weight, stats, **options)
 
@@ -49,10 +50,21 @@ def register_fitter(name: str) -> Callable[[Fitter], Fitter]:
 
 def check_fit_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse what a fitter would refuse, before anything is calibrated: an unknown name, option or value."""
-    if name not in FITTERS:
-        FITTERS[name]
-    check_names(name, _FITS[name], options)
+    allowed = option_names(_FITS[name])
+    for option in options:
+        if option not in allowed:
+            raise unknown(f"option of transform {name!r}", option, allowed)
     check_values(name, **options)
+
+
+def needs_data(name: str) -> bool:
+    """Say whether a fitter cannot work without statistics."""
+    return inspect.signature(_FITS[name]).parameters["stats"].default is inspect.Parameter.empty
+
+
+def takes_seed(name: str) -> bool:
+    """Say whether a fitter draws random numbers."""
+    return "seed" in option_names(_FITS[name])
 
 
 def need_stats(kind: str, weight: Float[Tensor, "N K"], stats: LayerStats | None) -> LayerStats:

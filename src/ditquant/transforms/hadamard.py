@@ -14,6 +14,7 @@ from ditquant.transforms.block_rotation import choose_block, rotate, work_dtype
 from ditquant.transforms.fitters import register_transform
 from ditquant.transforms.options import check_values, stored_block
 from ditquant.transforms.signs import check_signs, draw_signs, empty_signs, unpack_signs
+from ditquant.transforms.state import check_state, hold
 
 
 @register_transform("hadamard")
@@ -23,7 +24,7 @@ class Hadamard(Transform):
     def __init__(self, signs: UInt8[Tensor, " P"], in_features: int, block: int):
         super().__init__()
         self.in_features, self.block = in_features, block
-        self.register_buffer("signs", signs)
+        hold(self, signs=signs)
 
     @classmethod
     def fit(
@@ -36,7 +37,7 @@ class Hadamard(Transform):
         return cls(signs.to(weight.device), width, choose_block(width, block))
 
     @classmethod
-    def empty(cls, in_features: int, **options) -> "Hadamard":
+    def empty(cls, in_features: int, /, **options) -> "Hadamard":
         """Build it with signs to be loaded; the option is the block in use."""
         return cls(empty_signs(in_features), in_features, stored_block("hadamard", in_features, options))
 
@@ -52,6 +53,7 @@ class Hadamard(Transform):
         """Return weight D H, rounded once."""
         return self(weight.to(work_dtype(weight.dtype))).to(weight.dtype)
 
-    def check(self) -> None:
+    def check(self, name: str) -> None:
         """Signs are bits of channels only."""
-        check_signs(self.signs, self.in_features, "signs of transform 'hadamard'")
+        check_state(self, name)
+        check_signs(self.signs, self.in_features, name)

@@ -4,7 +4,7 @@ A matrix is flat if it spreads one channel over all others: its largest squared 
 matrices reach flatness 1; the Hartley matrix cas(2 pi j k / m) / sqrt(m) stays below 2 and exists for every m.
 """
 
-from functools import lru_cache
+from functools import cache
 from math import isqrt
 
 import numpy as np
@@ -33,7 +33,7 @@ def _paley_prime(order: int) -> int:
     return 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_hadamard(order: int) -> bool:
     """Say whether the constructions here reach a Hadamard matrix of this order."""
     if order in (1, 2) or _paley_prime(order):
@@ -69,7 +69,7 @@ def _signs(order: int) -> np.ndarray:
     return np.kron(_signs(d), _signs(order // d))
 
 
-@lru_cache(maxsize=None)
+@cache
 def hadamard(order: int) -> np.ndarray:
     """Return the orthonormal Hadamard matrix, entries +-1/sqrt(order), read-only float64.
 
@@ -91,14 +91,14 @@ def _hadamard_part(order: int) -> int:
     return max(d for d in divisors(order) if is_hadamard(d))
 
 
-@lru_cache(maxsize=None)
+@cache
 def flat_matrix(order: int) -> np.ndarray:
     """Return the Hadamard matrix, or else the Kronecker product of Hartley's and the largest Hadamard factor."""
     part = _hadamard_part(order)
     return hadamard(order) if part == order else _frozen(np.kron(hartley(order // part), hadamard(part)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def flatness(order: int) -> float:
     """Largest squared entry of `flat_matrix(order)` times the order: 1 for a Hadamard matrix, below 2 for any."""
     rest = order // _hadamard_part(order)
@@ -106,7 +106,7 @@ def flatness(order: int) -> float:
     return float(np.square(np.cos(angle) + np.sin(angle)).max()) if rest > 1 else 1.0
 
 
-@lru_cache(maxsize=None)
+@cache
 def factors(order: int) -> tuple[int, ...]:
     """Split a rotation of this order into a Kronecker product of small dense factors.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
+from ditquant.transforms.hadamard_matrix import factors
 
 ROTATIONS = ("hadamard", "dual_rotation", "fast_dual_rotation")
 
@@ -23,7 +24,10 @@ _BITS = (lambda value: value is None or _integer(2, 8)(value), "an integer from 
 _ROTATION = (lambda value: value in ROTATIONS, "one of " + ", ".join(ROTATIONS))
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha": (_number(0, 1), "a number from 0 to 1"),
-    "block": (lambda value: value is None or _integer(2)(value), "an integer of at least 2, or none for the full width"),
+    "block": (
+        lambda value: value is None or _integer(2)(value),
+        "an integer of at least 2, or none for the full width",
+    ),
     "seed": (_integer(0, 2**63 - 1), "an integer of at least 0"),
     "threshold": (_number(0, 1e30), "a number of at least 0"),
     "select": (lambda value: value in ("metric", "error"), "metric or error"),
@@ -42,12 +46,9 @@ def check_values(kind: str, **options: Any) -> None:
             raise DitQuantError(f"{name} {value!r} of transform {kind!r} is not allowed. Choose {allowed}.")
 
 
-def check_names(kind: str, fit: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that a fit does not know."""
-    allowed = [p.name for p in inspect.signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for name in options:
-        if name not in allowed:
-            raise unknown(f"option of transform {kind!r}", name, allowed)
+def option_names(fit: Callable[..., Any]) -> list[str]:
+    """The options of a fit: its keyword-only parameters."""
+    return [p.name for p in inspect.signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def stored_block(kind: str, in_features: int, options: Mapping[str, Any]) -> int:
@@ -59,6 +60,7 @@ def stored_block(kind: str, in_features: int, options: Mapping[str, Any]) -> int
             f"block {block!r} of transform {kind!r} does not divide {in_features} channels. "
             "The plan does not belong to this model."
         )
+    factors(block)
     return block
 
 

@@ -4,12 +4,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ditquant.errors import DitQuantError
+from ditquant.errors import damaged
 from ditquant.stats import LayerStats
 from ditquant.transforms.base import Transform
 from ditquant.transforms.block_rotation import choose_block
 from ditquant.transforms.fitters import need_stats, register_transform
 from ditquant.transforms.options import check_values, stored_none
+from ditquant.transforms.state import check_state, hold
 
 
 def index_dtype(in_features: int) -> torch.dtype:
@@ -20,7 +21,8 @@ def index_dtype(in_features: int) -> torch.dtype:
 def snake(magnitude: Float[Tensor, " K"], block: int) -> Int[Tensor, " K"]:
     """Deal channels by falling magnitude over the K / block blocks: 0 .. G-1, then G-1 .. 0, and so on.
 
-    The blocks' sums then differ by less than the largest magnitude. Channel i of the result is `result[i]` of the input.
+    The blocks' sums then differ by less than the largest magnitude. Entry i is the channel
+    that comes i-th.
     """
     order = magnitude.argsort(descending=True, stable=True).view(block, -1).clone()
     order[1::2] = order[1::2].flip(1)
@@ -32,12 +34,10 @@ def permute(x: Float[Tensor, "... K"], permutation: Int[Tensor, " K"]) -> Float[
     return x.index_select(-1, permutation.to(torch.int32))
 
 
-def check_permutation(permutation: Int[Tensor, " K"], kind: str) -> None:
+def check_permutation(permutation: Int[Tensor, " K"], layer: str) -> None:
     """Refuse what is not a permutation, so that no index is ever out of range."""
     if not torch.equal(permutation.long().sort().values, torch.arange(len(permutation), device=permutation.device)):
-        raise DitQuantError(
-            f"permutation of transform {kind!r} does not hold every channel once. The checkpoint is damaged, get it anew."
-        )
+        raise damaged(f"{layer}: a permutation does not hold every channel once")
 
 
 @register_transform("permute")
@@ -46,7 +46,7 @@ class Permute(Transform):
 
     def __init__(self, permutation: Int[Tensor, " K"]):
         super().__init__()
-        self.register_buffer("permutation", permutation)
+        hold(self, permutation=permutation)
 
     @classmethod
     def fit(cls, weight: Float[Tensor, "N K"], stats: LayerStats | None, *, block: int | None = 128) -> "Permute":
@@ -56,7 +56,7 @@ class Permute(Transform):
         return cls(snake(stats.absmax, choose_block(weight.shape[1], block)).to(weight.device))
 
     @classmethod
-    def empty(cls, in_features: int, **options) -> "Permute":
+    def empty(cls, in_features: int, /, **options) -> "Permute":
         """Build it with an order to be loaded; there are no options."""
         stored_none("permute", options)
         return cls(torch.zeros(in_features, dtype=index_dtype(in_features)))
@@ -69,6 +69,7 @@ class Permute(Transform):
         """Return the columns in the new order."""
         return permute(weight, self.permutation)
 
-    def check(self) -> None:
+    def check(self, name: str) -> None:
         """The order is a permutation."""
-        check_permutation(self.permutation, "permute")
+        check_state(self, name)
+        check_permutation(self.permutation, name)

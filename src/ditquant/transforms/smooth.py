@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditquant.errors import DitQuantError
+from ditquant.errors import damaged
 from ditquant.stats import LayerStats
 from ditquant.transforms.base import Transform
 from ditquant.transforms.block_rotation import work_dtype
 from ditquant.transforms.fitters import need_stats, register_transform
 from ditquant.transforms.options import check_values, stored_none
+from ditquant.transforms.state import check_state, hold
+from ditquant.words import from_words
 
 # Every bfloat16 number in this range is a float16 number too.
 LOW, HIGH = 2.0**-14, 2.0**14
@@ -24,7 +26,7 @@ class Smooth(Transform):
 
     def __init__(self, factor: Float[Tensor, " K"]):
         super().__init__()
-        self.register_buffer("factor", factor.to(torch.bfloat16))
+        hold(self, factor=factor.to(torch.bfloat16))
 
     @classmethod
     def fit(cls, weight: Float[Tensor, "N K"], stats: LayerStats | None, *, alpha: float = 0.5) -> "Smooth":
@@ -36,23 +38,27 @@ class Smooth(Transform):
         return cls(torch.where((amax > 0) & (wmax > 0), factor.clamp(LOW, HIGH), 1))
 
     @classmethod
-    def empty(cls, in_features: int, **options) -> "Smooth":
+    def empty(cls, in_features: int, /, **options) -> "Smooth":
         """Build it with factors to be loaded; there are no options."""
         stored_none("smooth", options)
         return cls(torch.zeros(in_features))
 
+    @property
+    def m(self) -> Float[Tensor, " K"]:
+        """The factors."""
+        return from_words(self.factor, torch.bfloat16)
+
     def forward(self, x: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
         """Return x * m."""
-        return x * self.factor.to(x.dtype)
+        return x * self.m.to(x.dtype)
 
     def absorb(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """Return weight / m."""
         dtype = work_dtype(weight.dtype)
-        return (weight.to(dtype) / self.factor.to(dtype)).to(weight.dtype)
+        return (weight.to(dtype) / self.m.to(dtype)).to(weight.dtype)
 
-    def check(self) -> None:
+    def check(self, name: str) -> None:
         """Factors are in the range that `fit` keeps to."""
-        if not bool(((self.factor >= LOW) & (self.factor <= HIGH)).all()):
-            raise DitQuantError(
-                f"factors of transform 'smooth' are outside {LOW:g} to {HIGH:g}. The checkpoint is damaged, get it anew."
-            )
+        check_state(self, name)
+        if not bool(((self.m >= LOW) & (self.m <= HIGH)).all()):
+            raise damaged(f"{name}: factors of transform 'smooth' are outside {LOW:g} to {HIGH:g}")

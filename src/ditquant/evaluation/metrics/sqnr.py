@@ -7,7 +7,7 @@ from torch import Tensor
 from ditquant.errors import DitQuantError
 
 
-def sqnr_db(reference: Float[Tensor, "B ..."], test: Float[Tensor, "B ..."]) -> Float[Tensor, "B"]:
+def sqnr_db(reference: Float[Tensor, "B ..."], test: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
     """Return 10 log10(sum reference² / sum (reference - test)²) of every sample in decibels; infinite if equal.
 
     Raises:

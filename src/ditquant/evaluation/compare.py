@@ -1,0 +1,101 @@
+"""Compare models with a reference: same prompts, same seeds, one model in memory at a time."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ditquant.errors import DitQuantError
+from ditquant.evaluation import shapes
+from ditquant.evaluation.generate import Generated, generate, prompt_seeds
+from ditquant.evaluation.metrics import METRICS, sqnr_db
+from ditquant.evaluation.results import ModelFacts, ModelResult, Results
+
+Loader = Callable[[], Any]
+Describe = Callable[[str, Any], ModelFacts]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of `generate` that all models share; None is left to the pipeline."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    batch_size: int = 4
+
+
+def compare(
+    reference: Any | Loader,
+    pipelines: Mapping[str, Any | Loader],
+    prompts: Sequence[str | int],
+    seeds: int | Sequence[int] = 0,
+    *,
+    sampling: Sampling | None = None,
+    reference_name: str = "reference",
+    describe: Describe | None = None,
+    progress: bool = True,
+) -> Results:
+    """Generate with the reference, then with every model, and measure each picture against the reference's.
+
+    A model is a pipeline or a loader without arguments; what a loader made is dropped before the next one is called.
+    `describe(name, pipeline)` is asked for a model's facts while it is loaded.
+    """
+    if reference_name in pipelines:
+        raise DitQuantError(f"two models have the name {reference_name!r}. Give every model a name of its own.")
+    sampling = sampling or Sampling()
+    seeds = prompt_seeds(seeds, len(prompts))
+    truth: Generated | None = None
+    models = []
+    for name, source in {reference_name: reference, **pipelines}.items():
+        facts, made = _run(name, source, prompts, seeds, sampling, describe, progress)
+        values = {} if truth is None else _paired_values(truth, made)
+        models.append(
+            ModelResult(name, facts, made.seconds, values | _caption_values(made.images, prompts), made.images)
+        )
+        truth = truth or made
+    return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models)
+
+
+def _run(
+    name: str,
+    source: Any | Loader,
+    prompts: Sequence[str | int],
+    seeds: list[int],
+    sampling: Sampling,
+    describe: Describe | None,
+    progress: bool,
+) -> tuple[ModelFacts, Generated]:
+    # a pipeline can be called as well, but only a pipeline has a bar
+    loaded = not hasattr(source, "set_progress_bar_config")
+    pipeline = source() if loaded else source
+    try:
+        made = generate(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
+        facts = ModelFacts() if describe is None else describe(name, pipeline)
+    except DitQuantError as error:
+        raise DitQuantError(f"{name}: {error}") from error
+    del pipeline
+    if loaded:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return facts, made
+
+
+def _paired_values(truth: Generated, made: Generated) -> dict[str, list[float]]:
+    values = {"latent_sqnr_db": sqnr_db(truth.latents, made.latents).tolist()}
+    return values | {name: metric(truth.images, made.images).tolist() for name, metric in METRICS.items()}
+
+
+def _caption_values(images: list[np.ndarray], prompts: Sequence[str | int]) -> dict[str, list[float]]:
+    """Return 1 for each picture that shows its caption; nothing if these are not pictures of scenes."""
+    scenes = all(isinstance(prompt, str) and shapes.parse(prompt) is not None for prompt in prompts)
+    if not scenes or any(image.shape != (shapes.SIZE, shapes.SIZE, 3) for image in images):
+        return {}
+    pairs = zip(images, prompts, strict=True)
+    return {"caption_accuracy": [shapes.caption_accuracy([image], [prompt]) for image, prompt in pairs]}

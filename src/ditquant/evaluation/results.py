@@ -1,0 +1,135 @@
+"""What a comparison found: one value a prompt for each model and metric, and what it takes to repeat it."""
+
+import json
+import math
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ditquant.atomic import atomic_file
+from ditquant.errors import DitQuantError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it runs; None where it is not known."""
+
+    recipe: str | None = None
+    plan_hash: str | None = None
+    bits_per_weight: float | None = None
+    file_bytes: int | None = None
+
+
+@dataclass
+class ModelResult:
+    """One model: `values[metric]` holds one number a prompt; its pictures are kept beside the JSON, not in it."""
+
+    name: str
+    facts: ModelFacts
+    seconds: float
+    values: dict[str, list[float]] = field(default_factory=dict)
+    images: list[np.ndarray] = field(default_factory=list, repr=False)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return median and mean of every metric."""
+        return {
+            name: {"median": statistics.median(values), "mean": sum(values) / len(values)}
+            for name, values in self.values.items()
+        }
+
+
+@dataclass
+class Results:
+    """A comparison; the first model is the reference, `sampling` the settings that all of them ran with."""
+
+    prompts: list[str]
+    seeds: list[int]
+    sampling: dict[str, Any]
+    models: list[ModelResult]
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    schema_version: int = SCHEMA_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return strict JSON data; infinite and undefined numbers become "inf", "-inf" and "nan"."""
+        models = [
+            {
+                "name": model.name,
+                **asdict(model.facts),
+                "seconds": model.seconds,
+                "values": model.values,
+                "summary": model.summary(),
+            }
+            for model in self.models
+        ]
+        return _strict(
+            {
+                "schema_version": self.schema_version,
+                "versions": self.versions,
+                "sampling": self.sampling,
+                "prompts": self.prompts,
+                "seeds": self.seeds,
+                "models": models,
+            }
+        )
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write results.json."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        with atomic_file(path, overwrite) as part:
+            part.write_text(text + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> "Results":
+        """Read results.json.
+
+        Raises:
+            DitQuantError: not a results file, or one of a newer schema.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return _from_dict(data, path)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DitQuantError(f"{path} is not a results file ({reason}). Give a results.json.") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the numbers depend on."""
+    packages = ("ditquant", "torch", "diffusers", "transformers")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
+    version = data["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise DitQuantError(f"{path} has schema version {version}, this ditquant reads {SCHEMA_VERSION}. Update it.")
+    models = [
+        ModelResult(
+            model["name"],
+            ModelFacts(*(model[key] for key in ("recipe", "plan_hash", "bits_per_weight", "file_bytes"))),
+            model["seconds"],
+            {name: _numbers(values) for name, values in model["values"].items()},
+        )
+        for model in data["models"]
+    ]
+    return Results(data["prompts"], data["seeds"], data["sampling"], models, data["versions"], version)
+
+
+def _numbers(values: Sequence[float | str]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _strict(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _strict(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_strict(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data

@@ -1,0 +1,87 @@
+"""results.json is strict JSON that comes back as it was."""
+
+import json
+
+import pytest
+
+from ditquant.errors import DitQuantError
+from ditquant.evaluation import ModelFacts, ModelResult, Results, results_table
+
+INF = float("inf")
+
+
+def example() -> Results:
+    return Results(
+        ["a <b>", "ü", "c"],
+        [4, 5, 6],
+        {"steps": 2, "guidance": None},
+        [
+            ModelResult("full", ModelFacts(file_bytes=4_000_000), 2.0, {"caption_accuracy": [1.0, 1.0, 1.0]}),
+            ModelResult(
+                "w3",
+                ModelFacts("lrq-w3a8", "0123456789abcdef", 3.125, 1_000_000),
+                1.5,
+                {
+                    "latent_sqnr_db": [10.0, INF, INF],
+                    "psnr_db": [20.0, 25.0, 90.0],
+                    "ssim": [0.5, 0.625, 0.75],
+                    "caption_accuracy": [1.0, 0.0, 0.0],
+                },
+            ),
+        ],
+    )
+
+
+def test_save_and_load(tmp_path):
+    results = example()
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+    data = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert data["schema_version"] == 1 and set(data["versions"]) == {
+        "python",
+        "ditquant",
+        "torch",
+        "diffusers",
+        "transformers",
+    }
+    assert data["models"][1]["recipe"] == "lrq-w3a8" and data["models"][1]["plan_hash"] == "0123456789abcdef"
+    assert data["models"][1]["summary"]["psnr_db"] == {"median": 25.0, "mean": 45.0}
+    assert data["models"][1]["values"]["latent_sqnr_db"] == [10.0, "inf", "inf"]
+    with pytest.raises(DitQuantError, match="--overwrite"):
+        results.save(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": "x"}', "\x00"])
+def test_other_files_are_refused(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(DitQuantError, match="is not a results file"):
+        Results.load(path)
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(example().to_dict() | {"schema_version": 2}))
+    with pytest.raises(DitQuantError, match="schema version 2, this ditquant reads 1"):
+        Results.load(path)
+    with pytest.raises(DitQuantError, match="is not a results file"):
+        Results.load(tmp_path / "missing.json")
+
+
+def test_the_table_shows_medians_and_the_share_of_right_captions():
+    table = results_table(example())
+    cells = dict(zip([c.key for c in table.columns], table.cells()[1], strict=True))
+    assert cells == {
+        "name": "w3",
+        "recipe": "lrq-w3a8",
+        "bits_per_weight": "3.12",
+        "file_mb": "1.00",
+        "latent_sqnr_db": "∞",
+        "psnr_db": "25.00",
+        "ssim": "0.6250",
+        "caption_accuracy": "33.3%",
+        "seconds": "1.5",
+    }
+    assert table.cells()[0][1:3] == ["–", "–"]
+    plain = Results(["x"], [0], {}, [ModelResult("full", ModelFacts(), 1.0)])
+    assert [c.key for c in results_table(plain).columns] == ["name", "seconds"]
