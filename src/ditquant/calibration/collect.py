@@ -13,9 +13,7 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def collect(
-    modules: Mapping[str, nn.Module], run: Callable[[], object], *, seed: int = 0
-) -> dict[str, LayerStats]:
+def collect(modules: Mapping[str, nn.Module], run: Callable[[], object], *, seed: int = 0) -> dict[str, LayerStats]:
     """Call `run`, which runs the model, and return what each of the named linear layers received.
 
     Raises:
