@@ -53,8 +53,8 @@ def test_imports_follow_the_stream():
 def test_loading_pulls_in_no_quantizing():
     code = (
         "import sys, ditquant; "
-        "bad = [m for m in sys.modules if m.startswith(('ditquant.engine', 'ditquant.quantizers', 'ditquant.calibration',"
-        " 'ditquant.recipe', 'ditquant.evaluation', 'ditquant.cli', 'triton'))]; "
+        "bad = [m for m in sys.modules if m.startswith(('ditquant.engine', 'ditquant.quantizers',"
+        " 'ditquant.calibration', 'ditquant.recipe', 'ditquant.evaluation', 'ditquant.cli', 'triton'))]; "
         "sys.exit(' '.join(bad) or 0)"
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)

@@ -69,7 +69,7 @@ class LayerStats:
         return (self.sum_squares / max(self.count, 1)).float()
 
     def transformed(self, forward) -> "LayerStats":
-        """Return the statistics of `forward(x)`, taken from the sample; `layer_input` still leads to the layer's own."""
+        """Return the statistics of `forward(x)`, taken from the sample; `layer_input` stays the layer's own."""
         stats = LayerStats(len(self.absmax), self.sample_size)
         stats.update(forward(self.sample))
         stats.layer_input = self.layer_input

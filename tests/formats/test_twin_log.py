@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.scalar_books import draw, sqnr_db
 from ditquant.formats import FORMATS, PackedWeight
 from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, codebook, levels, signed_levels, unfold_shape
 from ditquant.quantizers import QUANTIZERS
 from ditquant.specs import WeightSpec
-from tests.quantizers.scalar_books import draw, sqnr_db
 
 TWIN_LOG = FORMATS["twin_log"]
 BITS = range(2, 9)

@@ -84,5 +84,5 @@ def test_the_weight_is_left_alone(kind):
 
 def test_an_unknown_option_is_answered_with_the_known_ones():
     check_options("twin_log", {"search": "fit"})
-    with pytest.raises(DitQuantError, match="unknown option of quantizer 'twin_log' 'serach'.*'search'"):
+    with pytest.raises(DitQuantError, match=r"unknown option of quantizer 'twin_log' 'serach'.*'search'"):
         check_options("twin_log", {"serach": "fit"})

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.quantizers.fitted import fitted
-from tests.quantizers.scalar_books import (
+from benchmarks.scalar_books import (
     FAMILIES,
     best_book,
     clipped_uniform,
@@ -23,6 +22,9 @@ from tests.quantizers.scalar_books import (
     nearest,
     sqnr_db,
 )
+from ditquant.formats import PackedWeight
+from ditquant.quantizers import QUANTIZERS
+from ditquant.specs import WeightSpec
 
 ROWS, WIDTH = 96, 1152
 BAR_DB = {"gaussian": 0.15, "laplace": 0.15, "student_t4": 0.4}
@@ -32,6 +34,10 @@ OWN_BAR_DB = {3: BAR_DB, 4: {"gaussian": 0.25, "laplace": 0.3, "student_t4": 0.6
 @cache
 def rows_of(family: str) -> np.ndarray:
     return draw(family, ROWS, WIDTH)
+
+
+def fitted(weight: torch.Tensor, bits: int) -> PackedWeight:
+    return QUANTIZERS["twin_log"](weight, WeightSpec(bits, "twin_log"), gain=False)
 
 
 @cache

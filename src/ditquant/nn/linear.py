@@ -9,27 +9,12 @@ from torch import Tensor, nn
 from ditquant import kernels
 from ditquant.errors import DitQuantError, damaged
 from ditquant.formats import FORMATS, PackedWeight, layout
+from ditquant.nn.decoded import DecodedWeight
+from ditquant.nn.straight_through import StraightThrough
 from ditquant.specs import LayerPlan
 from ditquant.transforms import TRANSFORMS
 from ditquant.transforms.base import Transform
 from ditquant.words import from_words, to_words, word_dtype
-
-
-class DecodedWeight(Tensor):
-    """The decoded weight of a QuantLinear: to be read; writing to it would be lost, so it is refused."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @property
-    def data(self) -> Tensor:
-        return self.detach()
-
-    @data.setter
-    def data(self, value: Tensor) -> None:
-        raise DitQuantError(
-            "the weight of a quantized layer cannot be written to, so a LoRA cannot be fused into it. "
-            "Leave the LoRA loaded beside it (load_lora_weights, set_adapters), or fuse it before quantizing."
-        )
 
 
 class QuantLinear(nn.Linear):
@@ -77,14 +62,19 @@ class QuantLinear(nn.Linear):
 
     def dequantize(self) -> Float[Tensor, "N K"]:
         """Decode the weight and undo the transforms, in float32."""
-        weight = self.packed().dequantize()
-        identity = torch.eye(self.in_features, device=weight.device)
-        return weight @ self.transform(identity).T if len(self.transforms) else weight
+        # The law of a transform x -> x M gives weight @ M.T, which is what its backward multiplies a gradient by.
+        with torch.inference_mode(False), torch.enable_grad():
+            weight = self.packed().dequantize()
+            if not len(self.transforms):
+                return weight
+            x = torch.zeros_like(weight, requires_grad=True)
+            return torch.autograd.grad(self.transform(x), x, weight)[0]
 
     @property
     def weight(self) -> Tensor:
         """The decoded weight in the model's dtype; read only."""
-        return self.dequantize().to(self._dtype.dtype).as_subclass(DecodedWeight)
+        dtype = self._dtype.dtype
+        return self.dequantize().to(dtype) if torch.compiler.is_compiling() else DecodedWeight.of(self, dtype)
 
     def transform(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
         """Apply the transforms in order."""
@@ -94,7 +84,11 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
         """Compute the layer in the dtype of `x`."""
-        return kernels.linear(self.transform(x), self.packed(), self.plan.activation, self.bias)
+        x, weight = self.transform(x), self.packed()
+        trains = x.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if torch.is_grad_enabled() and trains:
+            return StraightThrough.apply(x, self.bias, weight, self.plan.activation)
+        return kernels.linear(x, weight, self.plan.activation, self.bias)
 
     def check(self, name: str) -> None:
         """Raise DitQuantError if the values that were loaded cannot be those of a quantized layer."""

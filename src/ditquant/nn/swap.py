@@ -13,12 +13,17 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def dequantize_model(model: nn.Module) -> nn.Module:
     """Replace every quantized layer by an nn.Linear of its decoded weight, in place."""
-    for name, module in list(model.named_modules()):
+    linears: dict[nn.Module, nn.Linear] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, QuantLinear):
-            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            linear.weight = nn.Parameter(
-                module.weight.detach().as_subclass(type(module.codes.data)), requires_grad=False
-            )
-            linear.bias = module.bias
-            set_module(model, name, linear)
+            if module not in linears:
+                linears[module] = _decode(module)
+            set_module(model, name, linears[module])
     return model
+
+
+def _decode(layer: QuantLinear) -> nn.Linear:
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
+    linear.bias = layer.bias
+    return linear.train(layer.training)

@@ -20,12 +20,18 @@ from ditquant.stats import LayerStats
 
 @QUANTIZERS.register("twin_log")
 def twin_log(
-    weight: Float[Tensor, "N K"], spec: WeightSpec, stats: LayerStats | None = None, *, search: str = "fit"
+    weight: Float[Tensor, "N K"],
+    spec: WeightSpec,
+    stats: LayerStats | None = None,
+    *,
+    search: str = "fit",
+    gain: bool = True,
 ) -> PackedWeight:
     """Quantize to format `twin_log`.
 
     With `stats` the fit is weighted by E[x^2] and the gain is corrected in the metric of the sampled inputs; without,
-    both are plain. `search` is "fit" or "paper".
+    both are plain. `search` is "fit" or "paper", which has no gain correction. `gain=False` leaves the fit as it is:
+    of less weight error by 10 log10(1/(1-D)) dB where D is the relative error, and of worse pictures.
     """
     weight = prepare(weight, spec, "twin_log")
     groups = spec.groups(weight.shape[1])
@@ -33,8 +39,9 @@ def twin_log(
     scale, shape = SEARCHES[search](weight, error_weight, spec.bits, groups)
     params = {"scale": scale.view(-1, groups), "shape": shape.view(-1, groups, 4)}
     codes = nearest(weight, params, spec.bits)
-    if search == "fit":
-        params["scale"] = params["scale"] * gain(weight, PackedWeight.from_codes(codes, params, spec), stats)[:, None]
+    if gain and search != "paper":
+        factor = output_gain(weight, PackedWeight.from_codes(codes, params, spec), stats)
+        params["scale"] = params["scale"] * factor[:, None]
     return PackedWeight.from_codes(codes, params, spec)
 
 
@@ -49,7 +56,7 @@ def nearest(weight: Float[Tensor, "N K"], params: dict[str, Tensor], bits: int) 
     return torch.where(place >= n, place - n, 2 * n - 1 - place).to(torch.uint8).view(weight.shape)
 
 
-def gain(weight: Float[Tensor, "N K"], packed: PackedWeight, stats: LayerStats | None) -> Float[Tensor, " N"]:
+def output_gain(weight: Float[Tensor, "N K"], packed: PackedWeight, stats: LayerStats | None) -> Float[Tensor, " N"]:
     """Return <w,w> / <q,w> of every row, in the metric of the inputs where a sample of them is at hand.
 
     Kept within a factor of two: a row whose output is all noise has no gain to correct.

@@ -14,7 +14,8 @@ from ditquant.stats import LayerStats
 class Transform(nn.Module, ABC):
     """An invertible map of input channels; law: `forward(x) @ absorb(w).T == x @ w.T`.
 
-    Its state is kept in integer Parameters (see `words`), which no cast of the model changes. `kind` is the name in TRANSFORMS.
+    Its state is kept in integer Parameters (see `words`), which no cast of the model changes. `kind` is its name in
+    TRANSFORMS.
     """
 
     kind: str
