@@ -1,7 +1,8 @@
-"""Fit the five numbers of every row: a coarse grid, then a pattern search, on exact errors.
+"""Fit the five numbers of every row: a coarse grid, then a pattern search, on a histogram of the row.
 
-A row is sorted once; with prefix sums of h, h*w (h the error weight) the squared error of any code book follows from
-where its thresholds fall, up to a constant. So a candidate costs some binary searches and not a pass over the row.
+A row is binned once, in log(1 + |w| / rms), fine where weights are many and however far its outliers are. With prefix
+sums of h and h*w over the bins (h the error weight) the squared error of any code book whose thresholds are rounded to
+bin edges is exact, up to a constant. So a candidate costs some lookups and not a pass over the row.
 """
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, INT8_BITS, ROUND_DOWN, levels, round_int8
 
-CHUNK = 1 << 18  # weights searched at a time: sorted values and sums stay in cache
+CHUNK = 1 << 18  # weights searched at a time: their sums stay in cache
 ETA_STARTS = (0.1, 0.6, 4.0)  # times the RMS of the row
 LO_STARTS = (0.05, 0.2)
 HI_STARTS = 5  # geometric from 1.4 RMS to the maximum
 STEPS = (1.25, 1.25, 1.12, 1.06, 1.03)
+BINS = (512, 2048)  # of each sign, up to 4 bits and from 5 bits on
 
 
 def fit_shapes(
@@ -30,14 +32,23 @@ def fit_shapes(
 
 
 class _Errors:
-    """Sorted rows with prefix sums; `of` gives each sign's squared error of code books, up to a constant."""
+    """Rows as histograms; `of` gives each sign's squared error of code books, up to a constant."""
 
-    def __init__(self, weight: Tensor, error_weight: Tensor):
-        self.sorted, order = weight.sort(dim=1)
-        h = error_weight.expand_as(weight).gather(1, order)
-        zero = torch.zeros(len(weight), 1, dtype=torch.float64)
-        self.sums = [torch.cat((zero, s.cumsum(1, dtype=torch.float64)), 1) for s in (h, h * self.sorted)]
-        self.rms = (h * self.sorted**2).sum(1).div(h.sum(1).clamp(min=1e-30)).sqrt()
+    def __init__(self, weight: Tensor, error_weight: Tensor, bits: int):
+        self.bins = BINS[bits > 4]  # of each sign
+        h = error_weight.expand_as(weight)
+        self.rms = (h * weight**2).sum(1).div(h.sum(1).clamp(min=1e-30)).sqrt()
+        self._unit = self.rms.clamp(min=1e-6)[:, None]
+        self._per_log = self.bins / torch.log1p(weight.abs().amax(1, keepdim=True) / self._unit).clamp(min=1e-6)
+        bins = self._edge(weight).floor_().clamp_(0, 2 * self.bins - 1).long()
+        empty = torch.zeros(len(weight), 2 * self.bins + 1, dtype=torch.float64)
+        self._sums = [
+            empty.scatter_add(1, bins + 1, s.double()).cumsum(1).float() for s in (h.contiguous(), h * weight)
+        ]
+
+    def _edge(self, x: Tensor) -> Tensor:
+        """Place of values [R, M] on the axis of the bins, which zero divides in halves."""
+        return torch.log1p(x.abs() / self._unit).mul_(self._per_log).copysign_(x).add_(self.bins)
 
     def of(self, magnitudes: Float[Tensor, "R C 2 n"]) -> Float[Tensor, "R C 2"]:
         """Errors of the positive and of the negative weights with their levels (second last axis)."""
@@ -45,8 +56,8 @@ class _Errors:
         values = torch.cat((-negative.flip(-1), positive), -1)
         cuts = (values[..., 1:] + values[..., :-1]) / 2
         cuts[..., positive.shape[-1] - 1] = 0  # no weight changes its sign
-        where = torch.searchsorted(self.sorted, cuts.flatten(1)).view(cuts.shape)
-        count, first = (self._between(s, where) for s in self.sums)
+        where = self._edge(cuts.flatten(1)).round_().clamp_(0, 2 * self.bins).long().view(cuts.shape)
+        count, first = (self._between(s, where) for s in self._sums)
         error = values * (values * count - 2 * first)
         negative_error, positive_error = error.unflatten(-1, (2, -1)).sum(-1).unbind(-1)
         return torch.stack((positive_error, negative_error), -1)
@@ -60,7 +71,7 @@ class _Errors:
 
 def _fit_chunk(weight: Tensor, error_weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     scale = weight.abs().amax(1)
-    errors = _Errors(weight / torch.where(scale > 0, scale, 1)[:, None], error_weight)
+    errors = _Errors(weight / torch.where(scale > 0, scale, 1)[:, None], error_weight, bits)
     best = _grid(errors, bits)
     for step in STEPS if bits <= 4 else STEPS[-2:]:
         best = _pattern(errors, bits, *best, step)
