@@ -123,7 +123,7 @@ def progress(stage: str, step: int, steps: int, start: tuple[int, float], **figu
 def train_vae(work: Path, steps: int, device: str, seed: int) -> AutoencoderKL:
     vae = make_vae().to(device, memory_format=torch.channels_last)
     if (work / "vae").exists():
-        return AutoencoderKL.from_pretrained(work / "vae").to(device)
+        return AutoencoderKL.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=0.0, betas=(0.9, 0.99))
     checkpoint = Checkpoint(work / "vae.pt", vae=vae, optimizer=optimizer)
     start = (checkpoint.load(), time.time())

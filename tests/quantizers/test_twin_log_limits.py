@@ -61,7 +61,7 @@ def test_the_reference_is_near_the_exact_optimum(family, bits):
     best = np.stack([best_book(row, bits) for row in rows])
     behind = sqnr_db(rows, best) - sqnr_db(rows, lloyd)
     assert (behind > -1e-9).all()
-    assert behind.mean() < 0.5
+    assert behind.mean() < 1
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -148,5 +148,5 @@ def test_it_is_never_worse_than_clipped_uniform(family, bits):
     rows = rows_of(family)[:4]
     found = fitted(torch.from_numpy(rows), bits).dequantize().numpy()
     uniform = np.stack([clipped_uniform(row, bits) for row in rows])
-    slack = 0.25 if bits == 8 else 0.05  # 127 steps need no fine clip: its search is coarser
+    slack = 0.2 if bits == 8 else 0.05  # 127 steps need no fine clip: its search is coarser
     assert (sqnr_db(rows, found) >= sqnr_db(rows, uniform) - slack).all()

@@ -15,6 +15,7 @@ CHUNK = 1 << 18  # weights searched at a time: their sums stay in cache
 ETA_STARTS = (0.1, 0.6, 4.0)  # times the RMS of the row
 LO_STARTS = (0.05, 0.2)
 HI_STARTS = 5  # geometric from 1.4 RMS to the maximum
+UNIFORM_STARTS = 64  # the same at 8 bits, where the INT8 grid has no finer levels than uniform ones
 STEPS = (1.25, 1.25, 1.12, 1.06, 1.03)
 BINS = (512, 2048)  # of each sign, up to 4 bits and from 5 bits on
 
@@ -73,7 +74,7 @@ def _fit_chunk(weight: Tensor, error_weight: Tensor, bits: int) -> tuple[Tensor,
     scale = weight.abs().amax(1)
     errors = _Errors(weight / torch.where(scale > 0, scale, 1)[:, None], error_weight, bits)
     best = _grid(errors, bits)
-    for step in STEPS if bits <= 4 else STEPS[-2:]:
+    for step in STEPS if bits <= 4 else STEPS[-2:] if bits < 8 else ():
         best = _pattern(errors, bits, *best, step)
     return _to_params(scale, *best)
 
@@ -82,11 +83,13 @@ def _grid(errors: _Errors, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Best of a grid relative to the row's RMS and maximum: eta [R, 1], lo and hi [R, 2]."""
     rms = errors.rms.clamp(min=1e-6)[:, None]
     low = (1.4 * rms).clamp(max=1)
-    hi = low * (1 / low) ** torch.linspace(0, 1, HI_STARTS)
-    lo = (rms * torch.tensor(LO_STARTS)).clamp(max=0.3)
-    hi, lo = (a.flatten(1)[..., None].expand(-1, -1, 2) for a in torch.broadcast_tensors(hi[:, :, None], lo[:, None]))
-    found = [_best_of(errors, bits, torch.full_like(rms, ETA_MAX), lo * 0, hi)]  # uniform
-    if bits < 8:  # at 8 bits the INT8 grid has no finer levels than uniform ones
+    hi = low * (1 / low) ** torch.linspace(0, 1, HI_STARTS if bits < 8 else UNIFORM_STARTS)
+    both = hi[..., None].expand(-1, -1, 2)
+    found = [_best_of(errors, bits, torch.full_like(rms, ETA_MAX), both * 0, both)]  # uniform
+    if bits < 8:
+        lo = (rms * torch.tensor(LO_STARTS)).clamp(max=0.3)
+        pairs = torch.broadcast_tensors(lo[:, None], hi[:, :, None])
+        lo, hi = (a.flatten(1)[..., None].expand(-1, -1, 2) for a in pairs)
         found += [_best_of(errors, bits, rms * eta, lo, hi) for eta in ETA_STARTS]
     return _best_eta(found)
 
