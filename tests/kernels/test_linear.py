@@ -1,6 +1,7 @@
 """The integer product and the reference agree with each other and with the float64 product of what they decode."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,15 @@ from ditquant.specs import ActSpec, WeightSpec
 
 SHAPES = ((63,), (5, 63), (2, 5, 63), (2, 3, 4, 63))
 ACTS = [ActSpec(b, g, symmetric=s) for b in (4, 8) for g in ("tensor", "sample", "token") for s in (True, False)]
+
+
+MODULE = sys.modules["ditquant.kernels.linear"]  # the package exports a function of the same name
+
+
+@pytest.fixture(autouse=True)
+def an_integer_product(monkeypatch):
+    """Take the integer product on any CPU, fast or not."""
+    monkeypatch.setattr(MODULE, "CPU_HAS_INT8", True)
 
 
 def some_input(*shape: int) -> torch.Tensor:
@@ -129,10 +139,17 @@ def test_grouped_weights_take_the_reference():
     torch.testing.assert_close(linear(x, weight, ActSpec(8), None).double(), exact, rtol=1e-5, atol=2e-6)
 
 
+def test_a_cpu_without_a_fast_integer_product_takes_the_reference(monkeypatch):
+    x, weight = some_input(5, 63), some_weight(4)
+    monkeypatch.setattr(MODULE, "CPU_HAS_INT8", False)
+    monkeypatch.setattr(torch, "_int_mm", None)
+    expected = linear_reference(x, weight, ActSpec(8), None)
+    assert torch.equal(linear(x, weight, ActSpec(8), None), expected)
+
+
 @pytest.fixture
 def nothing_reported(monkeypatch):
-    module = __import__("sys").modules["ditquant.kernels.linear"]
-    monkeypatch.setattr(module, "_reported", set())
+    monkeypatch.setattr(MODULE, "_reported", set())
 
 
 @pytest.mark.usefixtures("nothing_reported")

@@ -15,6 +15,8 @@ from ditquant.kernels.activation import fake_quantize, quantize_activation
 from ditquant.specs import ActSpec
 
 log = logging.getLogger(__name__)
+# elsewhere torch._int_mm is a plain loop, a hundred times slower than a float32 product
+CPU_HAS_INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 _reported: set[str] = set()
 
 
@@ -66,6 +68,8 @@ def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) ->
         return "asymmetric 8-bit weights do not fit INT8"
     if x.device.type not in ("cpu", "cuda") or x.numel() == 0:
         return f"no integer product on {x.device.type}" if x.numel() else "there are no tokens"
+    if x.device.type == "cpu" and not CPU_HAS_INT8:
+        return "this CPU has no fast integer product (AVX512)"
     rows = x.numel() // x.shape[-1]
     if x.device.type == "cuda" and (rows <= 16 or weight.shape[0] % 8 or weight.shape[1] % 8):
         return "torch._int_mm on CUDA needs more than 16 tokens and widths that are multiples of 8"
