@@ -9,8 +9,8 @@ import ditquant
 
 ROOT = Path(ditquant.__file__).parent
 ORDER = [
-    {"errors", "words"},
-    {"registry", "atomic"},
+    {"errors", "words", "progress", "quiet"},
+    {"registry", "atomic", "hub", "skeleton", "stored", "recipe_file"},
     {"specs"},
     {"stats", "formats"},
     {"kernels"},
@@ -53,6 +53,9 @@ def test_imports_follow_the_stream():
 def test_loading_pulls_in_no_quantizing():
     code = (
         "import sys, ditquant; "
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules; "
+        "import diffusers; "
+        "assert 'ditquant.integrations.diffusers' in sys.modules; "
         "bad = [m for m in sys.modules if m.startswith(('ditquant.engine', 'ditquant.quantizers',"
         " 'ditquant.calibration', 'ditquant.recipe', 'ditquant.evaluation', 'ditquant.cli', 'triton'))]; "
         "sys.exit(' '.join(bad) or 0)"

@@ -5,8 +5,9 @@
 
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
+
+from ditquant.integrations.on_import import register_with_diffusers
 
 __version__ = version("ditquant")
 
@@ -37,5 +38,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'ditquant' has no attribute {name!r}")
 
 
-if find_spec("diffusers"):
-    import_module("ditquant.integrations.diffusers")  # registers the format
+register_with_diffusers()

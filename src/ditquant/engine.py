@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ditquant.calibration import collect, run_prompts
 from ditquant.errors import DitQuantError
@@ -15,6 +14,7 @@ from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
 from ditquant.nn import QuantLinear, set_module
+from ditquant.progress import bar as progress_bar
 from ditquant.quantizers import DATA_FREE, QUANTIZERS, check_options
 from ditquant.recipe import Recipe, Rule
 from ditquant.specs import LayerPlan, QuantPlan, check_divides
@@ -57,7 +57,7 @@ def quantize(
         )
     total = sum(len(rules) for rules in matched.values())
     swaps: dict[str, dict[str, QuantLinear]] = {}
-    with tqdm(total=total, desc="quantizing", unit="layer") as bar:
+    with progress_bar(total=total, desc="quantizing", unit="layer") as bar:
         for name, part in parts.items():
             seen = {} if stats is None else stats[name]
             swaps[name] = {}

@@ -8,3 +8,9 @@ class DitQuantError(ValueError):
 def damaged(what: str) -> DitQuantError:
     """Make the error for a checkpoint whose content cannot be what was saved."""
     return DitQuantError(f"the checkpoint is damaged: {what}. Download it or quantize the model again.")
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, or its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ditquant.errors import DitQuantError
+from ditquant.recipe_file import read_recipe_file
 from ditquant.registry import unknown
 from ditquant.rule import Rule
 
@@ -102,7 +103,7 @@ class Recipe:
             path, variant = text, None
             if found := re.fullmatch(r"(.+):(w\d+a\d+)", text):
                 path, variant = found.groups()
-            return Recipe.from_dict(_read_file(Path(path)), variant, f"recipe {path!r}")
+            return Recipe.from_dict(read_recipe_file(Path(path), list_recipes()), variant, f"recipe {path!r}")
         if text not in _shipped():
             raise unknown("recipe", text, list_recipes())
         data, variant = _shipped()[text]
@@ -124,22 +125,6 @@ def _shipped() -> dict[str, tuple[Mapping[str, Any], str | None]]:
             for variant in data.get("variants", [None]):
                 found[data["name"] if variant is None else f"{data['name']}-{variant}"] = (data, variant)
     return found
-
-
-def _read_file(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DitQuantError(
-            f"recipe file {str(path)!r} does not exist. Give a file, or one of: {', '.join(list_recipes())}."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DitQuantError(f"recipe file {str(path)!r} cannot be read: {error}. Give a YAML file.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or "a character that is not allowed"
-        raise DitQuantError(f"recipe file {str(path)!r}{line} is not YAML: {problem}. Mend that line.") from None
 
 
 def _check_keys(data: Any, what: str) -> None:

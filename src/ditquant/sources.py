@@ -1,6 +1,9 @@
 """Where a model comes from: a shipped name, a local folder, or a name on the hub; a pipeline or a single component."""
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -9,9 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditquant.errors import DitQuantError, damaged
+from ditquant.errors import DitQuantError, damaged, first_line
+from ditquant.hub import download, fetch
+from ditquant.quiet import quiet_libraries
 from ditquant.registry import unknown
+from ditquant.skeleton import model_class
+from ditquant.stored import main_dtype
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,16 +31,12 @@ def shipped() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found; `index` is its model_index.json, or its config.json if it is a single component."""
+    """A model that was found; `index` is a pipeline's model_index.json or a single component's config.json."""
 
     name: str
     folder: Path | None
     index: dict[str, Any]
-
-    @property
-    def is_pipeline(self) -> bool:
-        """False for a single component, a folder with a config.json."""
-        return "_diffusers_version" in self.index and any(isinstance(v, list) for v in self.index.values())
+    is_pipeline: bool
 
     @property
     def class_name(self) -> str:
@@ -50,17 +54,7 @@ class Source:
 
     def local(self) -> Path:
         """Return the folder, downloading the safetensors files of a hub model first."""
-        if self.folder is not None:
-            return self.folder
-        from diffusers import DiffusionPipeline
-        from huggingface_hub import snapshot_download
-
-        try:
-            if self.is_pipeline:
-                return Path(DiffusionPipeline.download(self.name, use_safetensors=True))
-            return Path(snapshot_download(self.name, allow_patterns=["*.json", "*.safetensors"]))
-        except (OSError, ValueError) as error:
-            raise DitQuantError(f"cannot download {self.name!r}: {first_line(error)}") from None
+        return self.folder or download(self.name, self.is_pipeline)
 
 
 def find(name: str) -> Source:
@@ -69,60 +63,32 @@ def find(name: str) -> Source:
     Raises:
         DitQuantError: no such folder or shipped model, and no such name on the hub or no hub.
     """
-    folder = shipped().get(name) or (Path(name) if Path(name).is_dir() else None)
-    if folder is None and (Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
+    path = Path(name).expanduser()
+    folder = shipped().get(name) or (path if path.is_dir() else None)
+    if folder is None and path.exists():
+        raise DitQuantError(f"{name!r} is a file. Give the folder of a pipeline or of one of its components.")
+    if folder is None and not _HUB_NAME.fullmatch(name):
         raise unknown("model (no such folder, shipped model or hub name like 'owner/model')", name, shipped())
     for file in ("model_index.json", "config.json"):
         index = _read_json(name, folder, file, missing_ok=True)
         if index is not None:
-            return Source(name, folder, index)
+            return Source(name, folder, index, file == "model_index.json")
     raise DitQuantError(
         f"{name!r} holds neither model_index.json nor config.json. Give a pipeline's folder or one of its components."
     )
 
 
 def _read_json(name: str, folder: Path | None, file: str, missing_ok: bool = False) -> Any:
+    path = folder / file if folder is not None else fetch(name, file, shipped())
     try:
-        path = folder / file if folder is not None else _fetch(name, file)
-        data = json.loads(path.read_text()) if path is not None and path.exists() else None
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else None
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(f"cannot read {file} of {name!r}: {first_line(error)}") from None
     if data is None and not missing_ok:
         raise damaged(f"{name!r} has no {file}")
     if data is not None and not isinstance(data, dict):
         raise damaged(f"{file} of {name!r} is not a mapping")
     return data
-
-
-def _fetch(name: str, file: str) -> Path | None:
-    """Read a file of a hub model; None if the model has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, file))
-    except LocalEntryNotFoundError:
-        raise DitQuantError(
-            f"{name!r} is no local folder or shipped model ({', '.join(shipped()) or 'none'}), and the hub "
-            "cannot be reached. Check the name, or the connection."
-        ) from None
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # the hub client's errors have no common class
-        raise DitQuantError(f"cannot read {name!r} from the hub: {first_line(error)}") from None
-
-
-def skeleton(config: dict[str, Any], name: str) -> nn.Module:
-    """Build a component from its config on the meta device: shapes without values."""
-    import diffusers
-    from accelerate import init_empty_weights
-
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-        raise DitQuantError(f"{name!r} is a {config.get('_class_name')!r}, which is no model class of diffusers.")
-    known = {key: value for key, value in config.items() if key != "quantization_config"}
-    with init_empty_weights(include_buffers=True):
-        return kind.from_config(known)
 
 
 def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -134,43 +100,69 @@ def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Any:
     import diffusers
 
     folder = source.local()
-    kind = diffusers.DiffusionPipeline if source.is_pipeline else getattr(diffusers, source.class_name, None)
-    if kind is None or not hasattr(diffusers, source.class_name):
-        raise DitQuantError(f"{source.name!r} is a {source.class_name!r}, which this diffusers does not have.")
+    _refuse_foreign_code(source, folder)
+    with _loading(source.name):
+        parts = {n: _load_part(folder, n, config, dtype) for n, config in source.transformers().items()}
+        if not source.is_pipeline:
+            return parts[""].to(device)
+        options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+        return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, **options).to(device)
+
+
+def _load_part(folder: Path, name: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    part, found = model_class(config, name or str(folder)).from_pretrained(
+        folder / name, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    missing = sorted(set(found["missing_keys"]).intersection(n for n, _ in part.named_parameters()))
+    if missing:
+        # diffusers would fill them with random numbers
+        raise damaged(f"{len(missing)} tensors are missing from the files of {name or folder}, such as {missing[0]!r}")
+    return part
+
+
+@contextlib.contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Say in one line what went wrong, whatever a damaged file makes the libraries raise."""
     try:
-        return kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True).to(device)
+        with quiet_libraries():
+            yield
     except DitQuantError:
         raise
-    except Exception as error:  # whatever a damaged file makes diffusers, transformers or safetensors raise
-        raise DitQuantError(f"cannot load {source.name!r}: {first_line(error)}") from error
+    except Exception as error:
+        if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise
+        raise DitQuantError(
+            f"cannot load {name!r}: {first_line(error)} Check that its files are complete, and match its config."
+        ) from error
+
+
+def _refuse_foreign_code(source: Source, folder: Path) -> None:
+    """Refuse a pipeline whose classes stand in Python files beside it; older versions of diffusers run them."""
+    parts = [(name, v[0]) for name, v in source.index.items() if isinstance(v, list) and v and isinstance(v[0], str)]
+    beside = any((folder / name / f"{module}.py").exists() for name, module in parts)
+    if (source.is_pipeline and beside) or isinstance(source.index.get("_class_name"), list):
+        raise DitQuantError(
+            f"{source.name!r} brings Python code of its own, which is not run. "
+            "Load it in Python, if you trust it, and pass the pipeline to ditquant.quantize."
+        )
 
 
 def load_pipeline(name: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     """Load a pipeline by name; raises DitQuantError for a single component."""
     source = find(name)
-    if not source.is_pipeline:
-        raise DitQuantError(f"{name!r} is a single {source.class_name}. Generating needs a pipeline's folder.")
+    check_pipeline(source)
     return load(source, dtype, device)
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's first line, or its class if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def check_pipeline(source: Source) -> None:
+    """Refuse to generate with a single component."""
+    if not source.is_pipeline:
+        raise DitQuantError(f"{source.name!r} is a single {source.class_name}. Generating needs a pipeline's folder.")
 
 
 def stored_dtype(source: Source) -> torch.dtype:
     """Return the floating dtype that a model's first transformer is stored in, float32 if it has none."""
-    from safetensors import safe_open
-
-    part = next(iter(source.transformers()))
-    for file in sorted((source.local() / part).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        for name, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16)):
-            if name in kinds:
-                return dtype
-    return torch.float32
+    return main_dtype(source.local() / next(iter(source.transformers())))
 
 
 def check_calibration(source: Source, prompts: list[Any] | None) -> None:

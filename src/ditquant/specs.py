@@ -145,10 +145,13 @@ class QuantPlan:
     version: int = PLAN_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON data; equal layer plans are written once and layers refer to them by index."""
+        """Return JSON data; equal layer plans are written once and layers refer to them by index.
+
+        Layers are in the order of their names, as config.json has them: equal plans are equal data.
+        """
         schemes: dict[str, int] = {}
         index = {}
-        for name, plan in self.layers.items():
+        for name, plan in sorted(self.layers.items()):
             key = json.dumps(plan.to_dict(), sort_keys=True)
             index[name] = schemes.setdefault(key, len(schemes))
         return {

@@ -81,7 +81,8 @@ def test_the_pipeline_is_left_as_it_was(pipeline):
     pipeline.set_progress_bar_config(**quiet)
 
 
-def test_one_bar_over_prompts(pipeline, capsys):
+def test_one_bar_over_prompts(pipeline, capsys, monkeypatch):
+    monkeypatch.setattr("ditquant.progress.DELAY_S", 0)
     before = pipeline._progress_bar_config
     pipeline.set_progress_bar_config()
     generate(pipeline, PROMPTS, seeds=0, steps=2, batch_size=2)

@@ -28,6 +28,11 @@ def collect(modules: Mapping[str, nn.Module], run: Callable[[], object], *, seed
             if name not in stats:
                 stats[name] = LayerStats(x.shape[-1], seed=seed + index)
             stats[name].update(x)
+            if not stats[name].finite:  # asked at once: soon after, the values of all layers are lost
+                raise DitQuantError(
+                    f"the input of {name.partition(':')[2]!r} holds NaN or infinite values during calibration. "
+                    "Run the pipeline in bfloat16 or float32, and check that it makes a picture."
+                )
 
         return hook
 
@@ -38,10 +43,4 @@ def collect(modules: Mapping[str, nn.Module], run: Callable[[], object], *, seed
     finally:
         for handle in handles:
             handle.remove()
-    for name, seen in stats.items():
-        if not seen.finite:
-            raise DitQuantError(
-                f"the input of {name.partition(':')[2]!r} holds NaN or infinite values during calibration. "
-                "Run the pipeline in bfloat16 or float32, and check that it makes a picture."
-            )
     return stats

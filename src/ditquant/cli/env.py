@@ -4,23 +4,33 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
-PACKAGES = ("ditquant", "torch", "diffusers", "transformers", "accelerate", "safetensors", "peft", "triton")
+PACKAGES = (
+    "ditquant",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "peft",
+    "triton",
+)
 
 
 def env() -> None:
     """Print the versions and devices at hand."""
-    print(f"python        {platform.python_version()} on {platform.platform()}")
+    import torch
+
+    print(f"{'python':16} {platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
-        print(f"{name:13} {_version(name)}")
+        print(f"{name:16} {_version(name)}")
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
-    print(f"cpu           {torch.backends.cpu.get_cpu_capability()}, {threads}")
+    print(f"{'cpu':16} {torch.backends.cpu.get_cpu_capability()}, {threads}")
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-        print(f"cuda:{i}        {torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
+        print(f"{f'cuda:{i}':16} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
     if not torch.cuda.is_available():
-        print("cuda          none")
+        print(f"{'cuda':16} none")
 
 
 def _version(name: str) -> str:

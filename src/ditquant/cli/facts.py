@@ -6,6 +6,7 @@ from ditquant import sources
 from ditquant.evaluation import ModelFacts
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.sizes import measure
+from ditquant.stored import tensor_files
 
 
 def describe(name: str, pipeline: Any) -> ModelFacts:
@@ -31,4 +32,4 @@ def describe(name: str, pipeline: Any) -> ModelFacts:
 def file_bytes(source: sources.Source) -> int:
     """Return the size of the transformers' weight files."""
     folder = source.local()
-    return sum(f.stat().st_size for part in source.transformers() for f in (folder / part).glob("*.safetensors"))
+    return sum(f.stat().st_size for part in source.transformers() for f in tensor_files(folder / part))

@@ -1,15 +1,15 @@
 """`ditquant generate`: pictures from a full-precision or quantized pipeline."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from PIL import Image
 
-from ditquant import sources
-from ditquant.atomic import atomic_file, atomic_folder, check_free
+from ditquant.atomic import atomic_file, atomic_folder
 from ditquant.cli.options import (
+    BatchSize,
     Device,
     Dtype,
     Guidance,
@@ -18,12 +18,20 @@ from ditquant.cli.options import (
     PromptFile,
     Seed,
     Steps,
+    check_output,
     pick_device,
     pick_dtype,
     read_prompts,
 )
 from ditquant.errors import DitQuantError
-from ditquant.evaluation.generate import generate as run
+from ditquant.registry import unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMATS = (".png", ".gif", ".webp", ".jpg", ".jpeg")
+VIDEO_FORMATS = (".gif", ".png", ".webp")
+Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own number by default.")]
 
 
 def generate(
@@ -34,23 +42,35 @@ def generate(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a video.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 4,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video.")] = None,
+    batch_size: BatchSize = 4,
     dtype: Dtype = "auto",
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Generate with MODEL: --prompt for one picture, --prompts for a folder of them."""
     if (prompt is None) == (prompts is None):
-        raise DitQuantError("give either --prompt or --prompts.")
-    texts: list[Any] = [prompt] if prompts is None else read_prompts(prompts)
-    if prompts is None and not output.suffix:
+        raise DitQuantError("give either --prompt (one text) or --prompts (a file).")
+    texts = [prompt] if prompt is not None else read_prompts(prompts or Path())
+    if prompt is not None and (not output.suffix or output.is_dir()):
         output = output / "0000.png"
-    check_free(output, overwrite)
+    if prompt is not None and output.suffix.lower() not in FORMATS:
+        raise unknown("picture format", output.suffix, FORMATS)
     device = pick_device(device)
-    pipeline = sources.load_pipeline(model, pick_dtype(dtype, device), device)
+    compute = pick_dtype(dtype, device)
+
+    from ditquant import sources
+    from ditquant.calibration.conditions import accepted
+    from ditquant.evaluation.generate import generate as run
+
+    source = sources.find(model)
+    check_output(output, overwrite, source.folder, prompts)
+    pipeline = sources.load_pipeline(model, compute, device)
+    makes_video = not {"num_frames", "video_length"}.isdisjoint(accepted(pipeline))
+    if prompt is not None and makes_video and output.suffix.lower() not in VIDEO_FORMATS:
+        raise unknown("video format", output.suffix, VIDEO_FORMATS)
     made = run(
         pipeline,
         texts,
@@ -62,23 +82,23 @@ def generate(
         frames=frames,
         batch_size=batch_size,
     )
-    if prompts is None:
+    if prompt is not None:
         with atomic_file(output, overwrite) as path:
             write_picture(made.images[0], path)
     else:
         with atomic_folder(output, overwrite) as folder:
             for i, picture in enumerate(made.images):
                 write_picture(picture, folder / f"{i:04}{'.png' if picture.ndim == 3 else '.gif'}")
-    print(f"{len(texts)} in {made.seconds:.1f} s, saved to {output}")
+    count = "1 picture" if len(texts) == 1 else f"{len(texts)} pictures"
+    print(f"{count} in {made.seconds:.1f} s, saved to {output}")
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:
     """Write [H, W, 3] as one picture, or [F, H, W, 3] as an animation, in the format of the file's suffix."""
-    frames = [Image.fromarray(f) for f in (picture[None] if picture.ndim == 3 else picture)]
-    try:
-        if len(frames) == 1:
-            frames[0].save(path)
-        else:
-            frames[0].save(path, save_all=True, append_images=frames[1:], duration=80, loop=0)
-    except ValueError as error:
-        raise DitQuantError(f"cannot write {path.name!r}: {error}. Use .png, or .gif for video.") from None
+    from PIL import Image
+
+    frames: list[Any] = [Image.fromarray(f) for f in (picture[None] if picture.ndim == 3 else picture)]
+    if len(frames) == 1:
+        frames[0].save(path)
+    else:
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=80, loop=0)

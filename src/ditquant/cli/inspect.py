@@ -1,22 +1,20 @@
 """`ditquant inspect`: what a recipe would do to a model, before anything is loaded or run."""
 
+from __future__ import annotations
+
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from torch import nn
 
-from ditquant import sources
 from ditquant.cli.options import Model
-from ditquant.engine import match
-from ditquant.errors import DitQuantError
-from ditquant.integrations.load import build_layers
-from ditquant.models import Coverage, find_linears
-from ditquant.recipe import Recipe, list_recipes
-from ditquant.sizes import foresee, measure
-from ditquant.specs import QuantPlan
+from ditquant.cli.show import console, printed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ditquant.models import Coverage, Skipped
+    from ditquant.recipe import Recipe
 
 
 def inspect(
@@ -25,81 +23,103 @@ def inspect(
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
 ) -> None:
     """Show what would be quantized in MODEL, what is skipped and why, and the size per recipe."""
+    from ditquant import sources
+    from ditquant.cli.inspect_quantized import show_quantized
+    from ditquant.models import find_linears
+    from ditquant.recipe import Recipe, list_recipes
+    from ditquant.skeleton import skeleton
+
+    chosen = [Recipe.load(name) for name in ([recipe] if recipe else list_recipes())]
     source = sources.find(model)
-    console = Console()
     for name, config in source.transformers().items():
-        part = sources.skeleton(config, model)
-        stored = config.get("quantization_config")
-        if stored is not None:
-            _show_quantized(console, part, stored, name or source.class_name)
+        part = skeleton(config, model)
+        if config.get("quantization_config") is not None:
+            show_quantized(source, name, part, config["quantization_config"], layers)
             continue
         coverage = find_linears(part)
-        _show_coverage(console, coverage, name or source.class_name, part, layers)
-        _show_sizes(console, part, [recipe] if recipe else list_recipes())
+        show_coverage(coverage, name or source.class_name, part)
+        if layers:
+            show_layers(coverage, part, chosen[0] if recipe else None)
+        show_sizes(part, chosen)
 
 
-def _show_coverage(console: Console, coverage: Coverage, name: str, part: nn.Module, every: bool) -> None:
+def show_coverage(coverage: Coverage, name: str, part: nn.Module) -> None:
+    """Print what can be quantized, and what stays as it is and why."""
     total = sum(p.numel() for p in part.parameters())
     covered = sum(layer.parameters for layer in coverage.layers)
-    console.print(
-        f"[bold]{name}[/bold]: {type(part).__name__}, {total / 1e6:.1f} million parameters, family {coverage.family}, "
+    out = console()
+    out.print(
+        f"{name}: {type(part).__name__}, {total / 1e6:.1f} million parameters, family {coverage.family}, "
         f"blocks in {', '.join(coverage.blocks) or 'none found'}"
     )
-    console.print(
-        f"{len(coverage.layers)} linear layers can be quantized, {100 * covered / total:.1f} % of the parameters"
-    )
-    if every:
-        table = Table("layer", "role", "in", "out")
-        for layer in coverage.layers:
-            table.add_row(layer.name, layer.role, str(layer.in_features), str(layer.out_features))
-    else:
-        table = Table("role", "layers", "parameters")
-        for role, count in Counter(layer.role for layer in coverage.layers).items():
-            amount = sum(layer.parameters for layer in coverage.layers if layer.role == role)
-            table.add_row(role, str(count), f"{amount:,}")
-    console.print(table)
-    skipped = Table("skipped", "kind", "parameters", "why", title="left in floating point")
+    out.print(f"{len(coverage.layers)} linear layers can be quantized, {100 * covered / total:.1f} % of the parameters")
+    table = printed("role", "layers", "parameters", right=("layers", "parameters"))
+    for role, count in Counter(layer.role for layer in coverage.layers).items():
+        amount = sum(layer.parameters for layer in coverage.layers if layer.role == role)
+        table.add_row(role, str(count), f"{amount:,}")
+    out.print(table)
+    table = printed("left in floating point", "modules", "parameters", "why: which", right=("modules", "parameters"))
+    groups: dict[tuple[str, str], list[Skipped]] = {}
     for module in coverage.skipped:
-        skipped.add_row(module.name, module.kind, f"{module.parameters:,}", module.reason)
-    console.print(skipped)
+        groups.setdefault((module.kind, module.reason), []).append(module)
+    for (kind, reason), modules in groups.items():
+        amount = sum(m.parameters for m in modules)
+        names = [m.name for m in modules if m.name]
+        which = f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+        table.add_row(kind, str(len(modules)), f"{amount:,}", f"{reason}{which}")
+    out.print(table)
 
 
-def _show_sizes(console: Console, part: nn.Module, names: list[str]) -> None:
-    table = Table("recipe", "layers", "bits a weight", "MB", "of 16 bits", title="foreseen sizes")
+def show_layers(coverage: Coverage, part: nn.Module, recipe: Recipe | None) -> None:
+    """Print every layer that can be quantized, and what a recipe would make of it."""
+    from ditquant.engine import match
+
+    table = printed("layer", "role", "in", "out", *(["with the recipe"] if recipe else []), right=("in", "out"))
+    rules = {layer.name: rule for layer, rule in match(part, recipe)} if recipe else {}
+    for layer in coverage.layers:
+        rule = rules.get(layer.name)
+        kept = "stays in floating point"
+        formats = kept if rule is None else format_words(rule.weight, rule.activation, rule.transforms)
+        row = (layer.name, layer.role, str(layer.in_features), str(layer.out_features))
+        table.add_row(*row, *([formats] if recipe else []))
+    console().print(table)
+
+
+def format_words(weight: Any, activation: Any, transforms: Any) -> str:
+    """Say in words what numbers a layer has."""
+    group = f" in groups of {weight.group_size}" if weight.group_size else ""
+    words = f"{weight.bits}-bit {weight.format} weights{group}"
+    words += ", floating-point activations" if activation is None else f", {activation.bits}-bit activations"
+    return words + (f", {' + '.join(t.kind for t in transforms)}" if transforms else "")
+
+
+def show_sizes(part: nn.Module, recipes: list[Recipe]) -> None:
+    """Print the foreseen size with every recipe; those that differ in activations only share a row."""
+    from ditquant.engine import match
+    from ditquant.errors import DitQuantError
+    from ditquant.sizes import foresee
+
+    numbers = ("layers", "bits a weight, all-in", "MB", "of 16 bits")
+    table = printed("recipe", *numbers, right=numbers, title="foreseen size of the transformer")
     full = 2 * sum(p.numel() for p in part.parameters())
-    table.add_row("16 bits", "", "16.00", f"{full / 1e6:.1f}", "1.00")
-    for name in names:
-        recipe = Recipe.load(name)
+    rows: dict[tuple[str, ...], list[str]] = {("", "16.00", f"{full / 1e6:.1f}", "100 %"): ["16 bits"]}
+    refused = []
+    for recipe in recipes:
         try:
             rules = match(part, recipe)
         except DitQuantError as error:
-            if len(names) == 1:
+            if len(recipes) == 1:
                 raise
-            table.add_row(recipe.name, str(error), "", "", "")
+            refused.append(f"{recipe.name}: {error}")
             continue
         size = foresee(part, rules)
-        share = size.total_bytes / full
-        bits = f"{size.bits_per_weight:.2f}"
-        table.add_row(recipe.name, str(len(rules)), bits, f"{size.total_bytes / 1e6:.1f}", f"{share:.2f}")
-    console.print(table)
-
-
-def _show_quantized(console: Console, part: nn.Module, stored: dict[str, Any], name: str) -> None:
-    """Show the plan of a model that is quantized already."""
-    if stored.get("quant_method") != "ditquant":
-        raise DitQuantError(f"{name} is quantized by {stored.get('quant_method')!r}. Take the full-precision model.")
-    plan = QuantPlan.from_dict(stored.get("plan"))
-    build_layers(part, plan, None)
-    size = measure(part)
-    console.print(f"[bold]{name}[/bold]: {type(part).__name__}, quantized with {plan.recipe} (plan {plan.hash()})")
-    table = Table("layers", "weight", "activation", "transforms")
-    for entry, count in Counter(_row(layer) for layer in plan.layers.values()).items():
-        table.add_row(str(count), *entry)
-    console.print(table)
-    console.print(f"{size.bits_per_weight:.2f} bits a weight all-in")
-
-
-def _row(layer) -> tuple[str, str, str]:
-    weight = f"{layer.weight.bits} bits {layer.weight.format}"
-    activation = "floating point" if layer.activation is None else f"{layer.activation.bits} bits"
-    return weight, activation, ", ".join(t.kind for t in layer.transforms) or "none"
+        share = f"{100 * size.total_bytes / full:.0f} %"
+        row = (str(len(rules)), f"{size.bits_per_weight:.2f}", f"{size.total_bytes / 1e6:.1f}", share)
+        rows.setdefault((*row, recipe.name.rpartition("a")[0]), []).append(recipe.name)
+    for key, names in rows.items():
+        endings = [f"a{name.rpartition('a')[2]}" for name in names[1:]]
+        table.add_row(", ".join([names[0], *endings]), *key[:4])
+    out = console()
+    out.print(table)
+    for line in refused:
+        out.print(line)

@@ -1,18 +1,29 @@
 """`ditquant quantize`: a model in, a quantized checkpoint out."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from __future__ import annotations
 
-import torch
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from ditquant import sources
-from ditquant.atomic import atomic_folder, check_free
-from ditquant.cli.options import Device, Dtype, Model, Overwrite, PromptFile, pick_device, pick_dtype, read_prompts
-from ditquant.engine import quantize as run
-from ditquant.integrations.diffusers import transformers_of
-from ditquant.recipe import Recipe
-from ditquant.sizes import measure
+from ditquant.cli.options import (
+    MAX_SEED,
+    Device,
+    Dtype,
+    Model,
+    Overwrite,
+    PromptFile,
+    check_output,
+    pick_device,
+    pick_dtype,
+    read_prompts,
+)
+
+if TYPE_CHECKING:
+    from ditquant.recipe import Recipe
+    from ditquant.sources import Source
 
 
 def quantize(
@@ -20,7 +31,7 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the quantized model.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `ditquant recipes`) or a YAML file.")] = "lrq-w4a8",
     prompts: PromptFile = None,
-    seed: Annotated[int, typer.Option(help="Seed of calibration and rotations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -29,33 +40,79 @@ def quantize(
 
     --prompts calibrate: eight are usual, and not those you test with.
     """
-    check_free(output, overwrite)
+    from ditquant import sources
+    from ditquant.engine import quantize as run
+    from ditquant.recipe import Recipe
+
     rules = Recipe.load(recipe)
     texts = None if prompts is None else read_prompts(prompts)
-    source = sources.find(model)
-    sources.check_calibration(source, texts)
     device = pick_device(device)
-    loaded = sources.load(source, pick_dtype(dtype, device), device)
+    compute = pick_dtype(dtype, device)
+    source = sources.find(model)
+    check_output(output, overwrite, source.folder, prompts)
+    sources.check_calibration(source, texts)
+    check_recipe(source, rules)
+    loaded = sources.load(source, compute, device)
     plan = run(loaded, rules, prompts=texts, seed=seed)
     save(loaded, source, output, overwrite)
-    for name, part in transformers_of(loaded).items():
-        size = measure(part)
-        print(
-            f"{name or source.class_name}: {len(plan.layers)} layers with {rules.name}, "
-            f"{size.bits_per_weight:.2f} bits a weight all-in, {size.total_bytes / 1e6:.1f} MB"
-        )
+    for line in summary(loaded, source, rules.name):
+        print(line)
     print(f"saved to {output} (plan {plan.hash()})")
 
 
-def save(loaded: Any, source: sources.Source, output: Path, overwrite: bool) -> None:
-    """Save in the dtype the source was stored in, so that what was not quantized keeps its size and its bits."""
-    stored = sources.stored_dtype(source)
+def check_recipe(source: Source, recipe: Recipe) -> None:
+    """Refuse a recipe that does not fit the model, before anything is downloaded or loaded."""
+    from ditquant.engine import match
+    from ditquant.errors import DitQuantError
+    from ditquant.skeleton import skeleton
+
+    for name, config in source.transformers().items():
+        if config.get("quantization_config") is not None:
+            raise DitQuantError(f"{source.name!r} is quantized already. Give the full-precision model.")
+        match(skeleton(config, name or source.name), recipe)
+
+
+def save(loaded: Any, source: Source, output: Path, overwrite: bool) -> None:
+    """Save in the dtypes the source is stored in, so that what was not quantized keeps its size and its bits."""
+    import torch
+
+    from ditquant.atomic import atomic_folder
+    from ditquant.quiet import quiet_libraries
+    from ditquant.stored import cast_back
+
     loaded.to("cpu")
-    for part in transformers_of(loaded).values() if not source.is_pipeline else _modules(loaded):
-        part.to(stored)
-    with atomic_folder(output, overwrite) as folder:
-        loaded.save_pretrained(folder)
+    folder = source.local()
+    parts = {"": loaded} if isinstance(loaded, torch.nn.Module) else loaded.components
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            cast_back(part, folder / name)
+    with atomic_folder(output, overwrite) as part_folder, quiet_libraries():
+        loaded.save_pretrained(part_folder)
+        keep_entries(part_folder / "model_index.json", source.index)
 
 
-def _modules(pipeline: Any) -> list[torch.nn.Module]:
-    return [c for c in pipeline.components.values() if isinstance(c, torch.nn.Module)]
+def keep_entries(file: Path, before: dict[str, Any]) -> None:
+    """Add to a pipeline's index what diffusers does not save again, such as the class names of DiT."""
+    if file.exists():
+        index = json.loads(file.read_text(encoding="utf-8"))
+        lost = {key: value for key, value in before.items() if key not in index}
+        file.write_text(json.dumps(index | lost, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(loaded: Any, source: Source, recipe: str) -> list[str]:
+    """Say for each transformer what it became."""
+    from ditquant.integrations.diffusers import transformers_of
+    from ditquant.nn import QuantLinear
+    from ditquant.sizes import measure
+
+    lines = []
+    for name, part in transformers_of(loaded).items():
+        size = measure(part)
+        layers = [m for m in part.modules() if isinstance(m, QuantLinear)]
+        full = 2 * sum(m.in_features * m.out_features + (0 if m.bias is None else m.out_features) for m in layers)
+        lines.append(
+            f"{name or source.class_name}: {len(layers)} layers with {recipe}, "
+            f"{size.bits_per_weight:.2f} bits a weight all-in, {size.total_bytes / 1e6:.1f} MB "
+            f"instead of {(full + size.other_bytes) / 1e6:.1f} MB at 16 bits"
+        )
+    return lines

@@ -1,18 +1,19 @@
 """`ditquant recipes`: what can be asked for."""
 
-from rich.console import Console
-from rich.table import Table
-
-from ditquant.recipe import Recipe, list_recipes
+from ditquant.cli.show import console, printed
 
 
 def recipes() -> None:
     """List the recipes that come with the package."""
-    table = Table("recipe", "weights", "activations", "what it does")
+    from ditquant.recipe import Recipe, list_recipes
+
+    methods: dict[str, list[str]] = {}
     for name in list_recipes():
-        recipe = Recipe.load(name)
-        rule = recipe.rules[-1]
-        weight = "-" if rule.weight is None else f"{rule.weight.bits} bits, {rule.weight.format}"
-        activation = "floating point" if rule.activation is None else f"{rule.activation.bits} bits"
-        table.add_row(name, weight, activation, recipe.description)
-    Console().print(table)
+        methods.setdefault(Recipe.load(name).description, []).append(name)
+    table = printed("method", "recipes")
+    for description, names in methods.items():
+        table.add_row(description, " ".join(names), end_section=True)
+    out = console()
+    out.print(table)
+    out.print("w3a8: 3-bit weights, 8-bit activations; a16: activations stay in floating point.")
+    out.print("A recipe of your own is a YAML file: --recipe my.yaml")

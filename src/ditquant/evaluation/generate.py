@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ditquant.errors import DitQuantError
-from ditquant.evaluation.arguments import conditions, options
+from ditquant.calibration.conditions import conditions
+from ditquant.errors import DitQuantError, first_line
+from ditquant.evaluation.arguments import options
 from ditquant.evaluation.latents import join, recorded_latents
+from ditquant.progress import bar as progress_bar
 
 
 @dataclass
@@ -50,11 +51,11 @@ def generate(
     images: list[np.ndarray] = []
     latents: list[Tensor] = []
     begin = time.perf_counter()
-    with _quiet(pipeline), tqdm(total=len(values), unit="prompt", disable=not progress) as bar:
+    with _quiet(pipeline), progress_bar(total=len(values), desc="painting", unit="prompt", disable=not progress) as bar:
         for first in range(0, len(values), batch_size):
             chosen = slice(first, first + batch_size)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-            with recorded_latents(pipeline) as seen, _memory_hint(batch_size):
+            with recorded_latents(pipeline) as seen, _clear_errors(pipeline, batch_size):
                 painted = pipeline(**{name: values[chosen]}, generator=generators, output_type="np", **arguments)[0]
             latents.append(join(seen, len(generators)))
             _check_finite(latents[-1], painted, prompts[chosen])
@@ -110,9 +111,17 @@ def _quiet(pipeline: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_hint(batch_size: int) -> Iterator[None]:
+def _clear_errors(pipeline: Any, batch_size: int) -> Iterator[None]:
+    """Say in one line what a pipeline does not accept, such as a height that it cannot divide."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         hint = "Choose a smaller one" if batch_size > 1 else "Offload the pipeline or choose smaller pictures"
         raise DitQuantError(f"out of memory with batch_size {batch_size}. {hint}.") from error
+    except (ValueError, IndexError) as error:
+        if isinstance(error, DitQuantError):
+            raise
+        what = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+        raise DitQuantError(
+            f"{type(pipeline).__name__} does not take these settings ({what}). Choose other steps or another size."
+        ) from error

@@ -1,0 +1,16 @@
+"""Progress bars with the time left, for work that takes more than a moment."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+DELAY_S = 2.0
+LOG_INTERVAL_S = 10.0
+
+
+def bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """Return a tqdm bar that appears after two seconds; in a log file it writes a line every ten."""
+    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
+    return tqdm(iterable, delay=DELAY_S, mininterval=interval, **options)

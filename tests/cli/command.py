@@ -1,0 +1,70 @@
+"""Run the `ditquant` command inside the test process, and look at what it said and left."""
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import yaml
+
+from ditquant.cli import main
+
+
+@dataclass(frozen=True)
+class Run:
+    """Exit code and output of one command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ditquant(*arguments: object) -> Run:
+    """Run a command; everything but SystemExit passes through."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    words = ["ditquant", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code or 0
+    return Run(code, out.getvalue(), err.getvalue())
+
+
+def succeed(*arguments: object) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    run = ditquant(*arguments)
+    assert run.code == 0, run.err
+    return run.out
+
+
+def refused(run: Run, *parts: str) -> None:
+    """Check that a command failed with one line that holds all the parts."""
+    assert run.code == 2, run
+    assert run.err.endswith("\n") and run.err.count("\n") == 1 and "\r" not in run.err, run.err
+    assert run.err.startswith("error: ") and "Traceback" not in run.err
+    for part in parts:
+        assert part in run.err, f"{part!r} is not in {run.err!r}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return everything below a folder, hidden files included."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def write_recipe(path: Path, **rule: object) -> Path:
+    """Write a recipe with one rule for all layers, changed by the arguments."""
+    rules = [{"target": "role:*", "weight": {"bits": 4}} | rule]
+    path.write_text(yaml.safe_dump({"name": "mine", "rules": rules}))
+    return path
+
+
+def refuse(place, model, quantized, command: str, *parts: str) -> None:
+    """Run a command that is refused, and check that it changed nothing anywhere."""
+    words = [w.replace("MODEL", str(model)).replace("QUANTIZED", str(quantized)) for w in command.split()]
+    folders = (place, model.parent, quantized.parent)
+    before = [contents(folder) for folder in folders]
+    refused(ditquant(*words), *parts)
+    assert [contents(folder) for folder in folders] == before

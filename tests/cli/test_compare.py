@@ -1,0 +1,53 @@
+"""`ditquant compare`: numbers, pictures and one page; a model against itself is perfect."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from tests.cli.command import contents, succeed
+
+
+def compare(tmp_path, *models, prompts, name="report", **options):
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    out = succeed("compare", *models, "--prompts", prompts, "-o", tmp_path / name, "--steps", 2, *words)
+    return out, json.loads((tmp_path / name / "results.json").read_text())
+
+
+def test_numbers_pictures_and_a_page(model, quantized, prompts, tmp_path):
+    out, results = compare(tmp_path, model, quantized, prompts=prompts, seed=7)
+    reference, other = results["models"]
+    assert results["seeds"] == [7, 8] and results["sampling"]["steps"] == 2
+    assert reference["recipe"] is None and other["recipe"] == "lrq-w4a8"
+    assert other["bits_per_weight"] < reference["bits_per_weight"] == 16
+    weights = quantized / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert other["file_bytes"] == weights.stat().st_size
+    assert all(0 < value < 100 for value in other["values"]["latent_sqnr_db"])
+    files = contents(tmp_path / "report")
+    assert {"results.json", "report.html"} <= files.keys()
+    assert sum(name.endswith(".png") for name in files) == 4
+    assert "lrq-w4a8" in out and f"report in {tmp_path / 'report' / 'report.html'}" in out
+    page = files["report.html"].decode()
+    assert "lrq-w4a8" in page and "http://" not in page and "https://" not in page
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_pictures_are_those_that_generate_makes(model, quantized, prompts, tmp_path):
+    compare(tmp_path, model, quantized, prompts=prompts, seed=7)
+    succeed("generate", quantized, "--prompts", prompts, "--seed", 7, "--steps", 2, "-o", tmp_path / "many")
+    compared = sorted(p for p in (tmp_path / "report" / "pictures").rglob("0001.png") if "w4a8" in str(p.parent))
+    a, b = (np.asarray(Image.open(p)) for p in (*compared, tmp_path / "many" / "0001.png"))
+    assert np.array_equal(a, b)
+
+
+def test_several_models_and_a_perfect_one(model, quantized, prompts, tmp_path):
+    copy = tmp_path / "copy"
+    copy.symlink_to(model)
+    _, results = compare(tmp_path, model, copy, quantized, prompts=prompts, **{"batch-size": 1})
+    _, perfect, lossy = results["models"]
+    assert all(value == "inf" or value > 1000 for value in map(_number, perfect["values"]["psnr_db"]))
+    assert all(_number(value) < 100 for value in lossy["values"]["psnr_db"])
+
+
+def _number(value):
+    return float("inf") if value is None else float(value)

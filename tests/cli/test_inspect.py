@@ -1,0 +1,89 @@
+"""`ditquant inspect`, `recipes`, `env` and the help: what they must say, and that they change nothing."""
+
+import json
+
+import pytest
+
+from ditquant import sources
+from ditquant.models import find_linears
+from ditquant.recipe import list_recipes
+from ditquant.skeleton import skeleton
+from tests.cli.command import contents, ditquant, succeed, write_recipe
+
+
+def rows(out: str, word: str) -> list[list[str]]:
+    return [line.split() for line in out.splitlines() if line.split()[:1] == [word]]
+
+
+def test_what_would_be_quantized_and_what_not(model):
+    before = contents(model)
+    run = ditquant("inspect", model)
+    assert run.code == 0 and run.err == ""
+    assert "transformer: PixArtTransformer2DModel, 0.1 million parameters, family pixart" in run.out
+    assert "20 linear layers can be quantized, 62.3 % of the parameters" in run.out
+    assert rows(run.out, "ffn_up") == [["ffn_up", "2", "8,192"]]
+    assert rows(run.out, "BasicTransformerBlock")[0][:3] == ["BasicTransformerBlock", "2", "384"]
+    (linear,) = rows(run.out, "Linear")
+    assert linear[:2] == ["Linear", "6"] and "outside the transformer blocks" in run.out and "proj_out" in run.out
+    assert contents(model) == before
+
+
+def test_every_parameter_with_two_dimensions_is_counted_once(model):
+    out = succeed("inspect", model)
+    part = skeleton(json.loads((model / "transformer" / "config.json").read_text()), "x")
+    numbers = [int(w[2].replace(",", "")) for line in out.splitlines() if len(w := line.split()) > 2 and _count(w)]
+    assert sum(numbers) == sum(p.numel() for p in part.parameters() if p.ndim >= 2)
+
+
+def _count(words: list[str]) -> bool:
+    return words[1].isdigit() and words[2].replace(",", "").isdigit() and "-" not in words[0]
+
+
+def test_sizes_of_all_recipes_and_of_one(model, quantized, tmp_path):
+    out = succeed("inspect", model)
+    assert rows(out, "16")[0][2:] == ["16.00", "0.1", "100", "%"]
+    shown = " ".join(line for line in out.splitlines() if line.strip().startswith(("lrq-", "rtn-")))
+    for name in list_recipes():
+        assert name.split("-")[0] + "-" + name.split("-")[1].partition("a")[0] in shown and "a" + name[-1] in shown
+    one = succeed("inspect", model, "--recipe", "lrq-w4a8")
+    assert len(rows(one, "lrq-w4a8")) == 1 and "rtn-" not in one
+    recipe = write_recipe(tmp_path / "mine.yaml", target="role:ffn_*")
+    assert rows(succeed("inspect", model, "--recipe", recipe), "mine")[0][1] == "4"
+
+
+def test_layers_are_listed(model, tmp_path):
+    out = succeed("inspect", model, "--layers")
+    layers = find_linears(skeleton(sources.find(str(model)).transformers()["transformer"], "x")).layers
+    for layer in layers:
+        assert rows(out, layer.name) == [[layer.name, layer.role, str(layer.in_features), str(layer.out_features)]]
+    recipe = write_recipe(tmp_path / "mine.yaml", target="role:ffn_up", activation={"bits": 6})
+    out = succeed("inspect", model, "--layers", "--recipe", recipe)
+    assert "4-bit affine weights, 6-bit activations" in out and out.count("stays in floating point") == 18
+
+
+@pytest.mark.parametrize("part", ["", "transformer"])
+def test_a_quantized_model_shows_what_it_holds(quantized, part):
+    weights = quantized / "transformer" / "diffusion_pytorch_model.safetensors"
+    out = succeed("inspect", quantized / part)
+    assert "quantized with lrq-w4a8 (plan " in out
+    assert "4-bit twin_log weights, 8-bit activations, smooth" in out
+    assert f"{weights.stat().st_size / 1e6:.1f} MB on disk" in out
+    every = succeed("inspect", quantized / part, "--layers")
+    assert len(rows(every, "transformer_blocks.1.ff.net.2")) == 1
+
+
+def test_bits_all_in_are_those_that_quantize_said(model, tmp_path):
+    said = succeed("quantize", model, "--recipe", "rtn-w3a8", "-o", tmp_path / "out")
+    bits = said.partition(" bits a weight")[0].split()[-1]
+    assert f"{bits} bits a weight all-in" in succeed("inspect", tmp_path / "out")
+
+
+def test_recipes_lists_all():
+    out = succeed("recipes")
+    assert set(list_recipes()) <= set(out.split())
+
+
+def test_env_names_versions():
+    out = succeed("env")
+    for word in ("python", "ditquant", "torch", "diffusers", "transformers", "cpu", "cuda"):
+        assert len(rows(out, word)) == 1 or word == "cuda", word

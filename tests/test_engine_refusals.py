@@ -1,0 +1,67 @@
+"""quantize() refuses in Python what the command line refuses: one line, and the model stays as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+import ditquant
+from ditquant.errors import DitQuantError
+from ditquant.nn import QuantLinear
+from tests.tiny import PROMPTS, run, tiny, tiny_pixart_pipeline
+
+
+def recipe(**rule):
+    return {"name": "mine", "rules": [{"target": "role:*", "weight": {"bits": 4}} | rule]}
+
+
+MODULE = {
+    "unknown recipe 'rtn-w9a8'": lambda m: ditquant.quantize(m, "rtn-w9a8"),
+    "'none.yaml' does not exist": lambda m: ditquant.quantize(m, "none.yaml"),
+    "unknown key of rule 1 of a recipe 'quantiser'": lambda m: ditquant.quantize(m, recipe(quantiser="rtn")),
+    "weight bits 9 are not allowed": lambda m: ditquant.quantize(m, recipe(weight={"bits": 9})),
+    "weight bits True are not allowed": lambda m: ditquant.quantize(m, recipe(weight={"bits": True})),
+    "quantizes none of the model's 20": lambda m: ditquant.quantize(m, recipe(target="role:modulation")),
+    "not both": lambda m: ditquant.quantize(m, "rtn-w4a8", prompts=["a"], forward=run),
+}
+PIPELINE = {
+    "at least one prompt": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=[]),
+    "must be a list": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts="a fox"),
+    "needs prompts of text, got 3": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=[3]),
+    "forward is for a bare module": lambda p: ditquant.quantize(p, "lrq-w4a8", forward=run),
+}
+
+
+def quantized_layers(model: nn.Module) -> int:
+    return sum(isinstance(m, QuantLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize("message", MODULE)
+def test_a_module(message):
+    model = tiny("pixart")
+    with pytest.raises(DitQuantError) as error:
+        MODULE[message](model)
+    assert message in str(error.value) and "\n" not in str(error.value) and not quantized_layers(model)
+
+
+@pytest.mark.parametrize("message", PIPELINE)
+def test_a_pipeline(message):
+    pipeline = tiny_pixart_pipeline()
+    with pytest.raises(DitQuantError) as error:
+        PIPELINE[message](pipeline)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not quantized_layers(pipeline.transformer)
+
+
+def test_weights_that_are_not_loaded():
+    with pytest.raises(DitQuantError, match="is not loaded"):
+        ditquant.quantize(tiny("pixart").to("meta"), "rtn-w4a8")
+
+
+def test_the_first_layer_that_saw_nan_is_named():
+    """After one step everything is NaN, the first block included."""
+    pipeline = tiny_pixart_pipeline()
+    pipeline.transformer.transformer_blocks[1].scale_shift_table.data[0, 0] = float("nan")
+    with pytest.raises(DitQuantError, match=r"'transformer_blocks\.1\.attn1\.to_q' holds NaN"):
+        ditquant.quantize(pipeline, "lrq-w4a8", prompts=PROMPTS[:1])
+    assert not quantized_layers(pipeline.transformer)
+    assert torch.isfinite(next(pipeline.transformer.parameters())).all()
