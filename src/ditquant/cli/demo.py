@@ -1,50 +1,40 @@
 """`ditquant demo`: the whole main job on the shipped model, in a few minutes on a CPU."""
 
+from __future__ import annotations
+
 import multiprocessing
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from ditquant import sources
 from ditquant.atomic import atomic_folder, check_free
-from ditquant.calibration import collect, run_prompts
-from ditquant.cli.facts import describe
 from ditquant.cli.options import Overwrite
+from ditquant.cli.quantize import save
 from ditquant.cli.show import show
-from ditquant.engine import quantize
-from ditquant.evaluation import (
-    Plot,
-    Sampling,
-    Table,
-    compare,
-    drawn,
-    plot_activation_outliers,
-    plot_codebook,
-    results_table,
-    shapes,
-    write_comparison,
-)
-from ditquant.formats.twin_log import codebook
-from ditquant.nn import QuantLinear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ditquant.evaluation import Plot, Table
+    from ditquant.nn import QuantLinear
 
 MODEL = "pixart-shapes"
 RECIPES = ("lrq-w4a8", "lrq-w4a4", "lrq-w3a8", "rtn-w3a8")
+STEPS = 12
 BATCH = 32
 FIRST_SEED = 1000
+CALIBRATION_PROMPTS = 8
 
 
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report and the models.")] = Path(
         "out/demo"
     ),
-    count: Annotated[int, typer.Option("--prompts", help="How many held-out prompts are painted.")] = 64,
+    count: Annotated[int, typer.Option("--prompts", min=1, help="How many held-out prompts are painted.")] = 64,
     overwrite: Overwrite = False,
 ) -> None:
     """Quantize the shipped model four ways, save, reload in a new process, paint held-out prompts, and report."""
@@ -52,7 +42,7 @@ def demo(
     check_free(output, overwrite)
     with atomic_folder(output, overwrite) as folder:
         plots = quantize_all(folder)
-        print(f"painting {count} held-out prompts with each model, in a new process")
+        print(f"painting {count} held-out prompts with each model, in a new process", flush=True)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             table = pool.apply(compare_saved, (folder, count, plots))
     show(table)
@@ -61,31 +51,45 @@ def demo(
 
 def quantize_all(folder: Path) -> list[Plot]:
     """Save the model quantized with every recipe, and plot what happened to one layer."""
-    calibration = shapes.prompts(8, seed=1, held_out=False)
+    import torch
+
+    from ditquant import sources
+    from ditquant.calibration import collect, run_prompts
+    from ditquant.engine import quantize
+    from ditquant.evaluation import shapes
+
+    source = sources.find(MODEL)
+    calibration = shapes.prompts(CALIBRATION_PROMPTS, seed=1, held_out=False)
     layers: dict[str, QuantLinear] = {}
-    probe = ""
     for recipe in RECIPES:
-        pipeline = sources.load_pipeline(MODEL, torch.float32)
-        blocks = pipeline.transformer.transformer_blocks
-        probe = f"transformer_blocks.{len(blocks) // 2}.ff.net.2"
-        original = pipeline.transformer.get_submodule(probe).weight.detach().clone()
-        print(f"quantizing {MODEL} with {recipe}, calibrated on {len(calibration)} prompts")
+        print(f"quantizing {MODEL} with {recipe}, calibrated on {len(calibration)} prompts", flush=True)
+        pipeline = sources.load(source, torch.float32)
         quantize(pipeline, recipe, prompts=calibration)
-        layers[recipe] = pipeline.transformer.get_submodule(probe)
-        pipeline.to(torch.float16).save_pretrained(folder / "models" / recipe)
-    pipeline = sources.load_pipeline(MODEL, torch.float32)
-    linear = pipeline.transformer.get_submodule(probe)
-    seen = collect({probe: linear}, partial(run_prompts, pipeline, calibration[:1]))[probe]
-    return plot_layer(probe, original, {"4 bits": layers["lrq-w4a8"], "3 bits": layers["lrq-w3a8"]}, seen.sample)
+        layers[recipe] = pipeline.transformer.get_submodule(probe(pipeline))
+        save(pipeline, source, folder / "models" / recipe, overwrite=False)
+    pipeline = sources.load(source, torch.float32)
+    name = probe(pipeline)
+    linear = pipeline.transformer.get_submodule(name)
+    seen = collect({name: linear}, partial(run_prompts, pipeline, calibration[:1]))[name]
+    panels = {"4 bits": layers["lrq-w4a8"], "3 bits": layers["lrq-w3a8"]}
+    return plot_layer(name, linear.weight.detach(), panels, seen.sample)
+
+
+def probe(pipeline) -> str:
+    """Name the layer that is plotted: the last feed-forward product of the middle block."""
+    return f"transformer_blocks.{len(pipeline.transformer.transformer_blocks) // 2}.ff.net.2"
 
 
 def plot_layer(name: str, weight: Tensor, layers: dict[str, QuantLinear], inputs: Tensor) -> list[Plot]:
     """Plot a row of weights against its code books, and the inputs before and after the transforms."""
+    from ditquant.evaluation import drawn, plot_activation_outliers, plot_codebook
+    from ditquant.formats.twin_log import codebook
+
     panels = {}
     for label, layer in layers.items():
         transformed = weight
         for transform in layer.transforms:
-            transformed = transform.absorb(transformed)
+            transformed = transform.absorb(transformed)  # type: ignore[operator]
         panels[label] = (transformed[0], codebook(layer.packed().params, layer.plan.weight.bits)[0, 0])
     after = next(iter(layers.values())).transform(inputs)
     return [
@@ -98,14 +102,19 @@ def plot_layer(name: str, weight: Tensor, layers: dict[str, QuantLinear], inputs
 
 def compare_saved(folder: Path, count: int, plots: Sequence[Plot]) -> Table:
     """Load the saved models one after the other, paint, and write the report into the folder."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from ditquant import sources
+    from ditquant.cli.facts import describe
+    from ditquant.evaluation import Sampling, compare, results_table, shapes, write_comparison
+
     paths = {recipe: str(folder / "models" / recipe) for recipe in RECIPES}
     results = compare(
         partial(sources.load_pipeline, MODEL, torch.float32),
         {recipe: partial(sources.load_pipeline, path, torch.float32) for recipe, path in paths.items()},
         shapes.prompts(count, seed=2),
         FIRST_SEED,
-        sampling=Sampling(batch_size=BATCH),
+        sampling=Sampling(steps=STEPS, batch_size=BATCH),
         reference_name=MODEL,
         describe=lambda name, pipeline: describe(paths.get(name, MODEL), pipeline),
     )
