@@ -1,14 +1,20 @@
 """`ditquant inspect`, `recipes`, `env` and the help: what they must say, and that they change nothing."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
 
 from ditquant import sources
+from ditquant.calibration import run_prompts
 from ditquant.models import find_linears
 from ditquant.recipe import list_recipes
 from ditquant.skeleton import skeleton
 from tests.cli.command import contents, ditquant, succeed, write_recipe
+from tests.tiny import PROMPTS
+
+ROTATIONS = ("hadamard", "fast_dual_rotation")
 
 
 def rows(out: str, word: str) -> list[list[str]]:
@@ -87,3 +93,33 @@ def test_env_names_versions():
     out = succeed("env")
     for word in ("python", "ditquant", "torch", "diffusers", "transformers", "cpu", "cuda"):
         assert len(rows(out, word)) == 1 or word == "cuda", word
+
+
+def test_rotations_of_a_recipe_on_prompts(model, prompts):
+    out = succeed("inspect", model, "--recipe", "lrq-w4a8", "--prompts", prompts)
+    table = [line.split() for line in out.splitlines() if line.split()[0:1] and line.split()[-1] in ROTATIONS]
+    pipeline = sources.load_pipeline(str(model), torch.float32)
+    watched = {row[0]: pipeline.transformer.get_submodule(row[0]) for row in table}
+    sums = {name: [0.0, 0] for name in watched}
+    for name, module in watched.items():
+        module.register_forward_pre_hook(partial(add_squares, sums[name]))
+    run_prompts(pipeline, list(PROMPTS[:2]))
+    assert len(table) == 20
+    for name, metric, *_, by_metric, _ in table:
+        exact = (sums[name][0] / sums[name][1]) ** 0.5
+        assert abs(float(metric) - exact) < 0.006
+        assert abs(exact - 1) < 1e-4 or by_metric == ROTATIONS[exact >= 1]
+    salient = sum(row[-2] == ROTATIONS[1] for row in table)
+    assert f"salient: {salient} of 20 layers by the metric" in out
+
+
+def add_squares(sums: list, _module, args) -> None:
+    sums[0] += float(args[0].double().square().sum())
+    sums[1] += args[0].numel()
+
+
+def test_prompts_need_a_recipe_that_adapts(model, prompts):
+    run = ditquant("inspect", model, "--prompts", prompts)
+    assert run.code == 2 and "--recipe" in run.err
+    run = ditquant("inspect", model, "--prompts", prompts, "--recipe", "rtn-w4a8")
+    assert run.code == 2 and "adaptive_rotation" in run.err

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditquant.cli.options import Model
+from ditquant.cli.options import Model, PromptFile, read_prompts
 from ditquant.cli.show import console, printed
+from ditquant.errors import DitQuantError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,14 +22,22 @@ def inspect(
     model: Model,
     recipe: Annotated[str | None, typer.Option(help="Show one recipe only: a name or a YAML file.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    prompts: PromptFile = None,
 ) -> None:
-    """Show what would be quantized in MODEL, what is skipped and why, and the size per recipe."""
+    """Show what would be quantized in MODEL, what is skipped and why, and the size per recipe.
+
+    With --prompts and --recipe the prompts are run, to show which rotation each layer would get and why.
+    """
     from ditquant import sources
     from ditquant.cli.inspect_quantized import show_quantized
+    from ditquant.cli.inspect_rotations import show_rotations
     from ditquant.models import find_linears
     from ditquant.recipe import Recipe, list_recipes
     from ditquant.skeleton import skeleton
 
+    texts = None if prompts is None else read_prompts(prompts)
+    if texts is not None and recipe is None:
+        raise DitQuantError("--prompts show the rotations of one recipe. Name it with --recipe.")
     chosen = [Recipe.load(name) for name in ([recipe] if recipe else list_recipes())]
     source = sources.find(model)
     for name, config in source.transformers().items():
@@ -41,6 +50,8 @@ def inspect(
         if layers:
             show_layers(coverage, part, chosen[0] if recipe else None)
         show_sizes(part, chosen)
+    if texts is not None:
+        show_rotations(source, chosen[0], texts)
 
 
 def show_coverage(coverage: Coverage, name: str, part: nn.Module) -> None:
@@ -96,7 +107,6 @@ def format_words(weight: Any, activation: Any, transforms: Any) -> str:
 def show_sizes(part: nn.Module, recipes: list[Recipe]) -> None:
     """Print the foreseen size with every recipe; those that differ in activations only share a row."""
     from ditquant.engine import match
-    from ditquant.errors import DitQuantError
     from ditquant.sizes import foresee
 
     numbers = ("layers", "bits a weight, all-in", "MB", "of 16 bits")
