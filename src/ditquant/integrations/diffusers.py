@@ -4,82 +4,82 @@ A quantized model's config.json holds its plan; the tensors are ordinary integer
 """
 
 from collections.abc import Mapping
-from enum import Enum
-from functools import partial
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
-from ditquant.errors import DitQuantError
-from ditquant.integrations.load import build_layers, check_layers
+from ditquant.errors import DitQuantError, damaged
+from ditquant.integrations import checksums
+from ditquant.integrations.checksums import Checksums
+from ditquant.integrations.config import DitQuantConfig
+from ditquant.integrations.guards import guard, unguard
+from ditquant.integrations.load import build_layers, check_layers, check_words, keep_blocks_whole, word_dtypes
+from ditquant.integrations.state_dict import StateDict, hook, stumbling_block, unhook
+from ditquant.nn import dequantize_model
 from ditquant.specs import QuantPlan
 
-
-class QuantMethod(str, Enum):
-    """diffusers reads the method's name from an enum member."""
-
-    DITQUANT = "ditquant"
-
-
-class DitQuantConfig(QuantizationConfigMixin):
-    """What `from_pretrained` is told: the plan of a quantized checkpoint, or a recipe to apply while loading.
-
-    A recipe runs data-free, as the weights arrive. `modules_to_not_convert` lists full layer names, globs or `re:`
-    patterns that stay in floating point.
-    """
-
-    def __init__(
-        self,
-        recipe: str | Mapping[str, Any] | None = None,
-        plan: QuantPlan | Mapping[str, Any] | None = None,
-        modules_to_not_convert: list[str] | None = None,
-        quant_method: str = QuantMethod.DITQUANT,
-    ):
-        if (recipe is None) == (plan is None):
-            raise DitQuantError("a ditquant configuration needs a recipe (to quantize while loading) or a plan.")
-        if str(getattr(quant_method, "value", quant_method)) != "ditquant":
-            raise DitQuantError(f"quant_method {quant_method!r} is not 'ditquant'.")
-        self.quant_method = QuantMethod.DITQUANT
-        self.recipe = recipe
-        self.plan = plan if plan is None or isinstance(plan, QuantPlan) else QuantPlan.from_dict(plan)
-        self.modules_to_not_convert = list(modules_to_not_convert or ())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what config.json stores: the plan."""
-        if self.plan is None:
-            return {
-                "quant_method": "ditquant",
-                "recipe": self.recipe,
-                "modules_to_not_convert": self.modules_to_not_convert,
-            }
-        return {"quant_method": "ditquant", "plan": self.plan.to_dict()}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Return what `__repr__` shows."""
-        return self.to_dict()
+__all__ = ["DitQuantConfig", "DitQuantizer", "mark_quantized", "transformers_of"]
 
 
 class DitQuantizer(DiffusersQuantizer):
     """Swaps the layers of a plan in before their tensors are loaded, or quantizes weights as they arrive."""
 
     required_packages = ("ditquant",)
+    use_keep_in_fp32_modules = True
 
     def __init__(self, quantization_config: DitQuantConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
         self._on_the_fly = None
+        self._checksums: Checksums | None = None
+        self._dtype: torch.dtype | None = None
+        self._words: dict[str, torch.dtype] = {}
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+        """Note the dtype that the model will have."""
+        self._dtype = torch_dtype
+        return torch_dtype
+
+    def validate_environment(self, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuse what cannot be loaded; diffusers asks again when the device map is known."""
+        if self.quantization_config.plan is None and isinstance(device_map, Mapping) and "disk" in device_map.values():
+            raise DitQuantError(
+                "quantizing while loading cannot offload to disk. "
+                "Quantize without a device_map, save the model, and load it with one."
+            )
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        """Read the checksums of a quantized checkpoint."""
+        if self.pre_quantized:
+            self._checksums = Checksums.read(checkpoint_files, self.quantization_config.checksums)
+        if self._checksums is not None:
+            self._checksums.check_names(loaded_keys, self.quantization_config.plan)
+        block = stumbling_block(self.quantization_config.plan) if self.pre_quantized else {}
+        return [key for key in loaded_keys if key not in block]
 
     def _process_model_before_weight_loading(self, model: ModelMixin, **kwargs: Any) -> None:
         config = self.quantization_config
+        keep_blocks_whole(model)
+        if self._checksums is not None:
+            self._checksums.check_config(model)
         if config.plan is not None:
-            build_layers(model, config.plan, kwargs.get("torch_dtype"))
+            build_layers(model, config.plan, self._dtype)
+            self._words = word_dtypes(model)
         else:
             from ditquant.integrations.on_the_fly import OnTheFly  # quantizing is not part of loading
 
             self._on_the_fly = OnTheFly(model, config.recipe, config.modules_to_not_convert)
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Compare tensors as they were read."""
+        if self._checksums is not None:
+            self._checksums.check_tensors(state_dict)
+        check_words(self._words, state_dict)
+        return state_dict
 
     def check_if_quantized_param(self, model, param_value, param_name, state_dict, **kwargs: Any) -> bool:
         """Say whether a tensor that arrives has to be quantized."""
@@ -88,25 +88,44 @@ class DitQuantizer(DiffusersQuantizer):
     def create_quantized_param(
         self, model, param_value, param_name, target_device, state_dict, unexpected_keys=None, **kwargs: Any
     ) -> None:
-        """Quantize a weight that arrives; read from the file, before any cast."""
-        self._on_the_fly.quantize(model, param_name, state_dict[param_name], target_device, kwargs.get("dtype"))
+        """Quantize a weight that arrives, in the dtype that it would have had in the model."""
+        self._on_the_fly.quantize(model, param_name, param_value, target_device)
 
     def update_missing_keys(self, model, missing_keys: list[str], prefix: str) -> list[str]:
-        """Quantized weights are not missing although the file names them differently."""
+        """Refuse a quantized checkpoint without all tensors: what is missing would be left empty."""
+        if missing_keys and self.pre_quantized:
+            raise damaged(f"tensor {min(missing_keys)!r} is missing")
         return missing_keys
 
     def _process_model_after_weight_loading(self, model: ModelMixin, **kwargs: Any) -> ModelMixin:
         if self._on_the_fly is not None:
             self.quantization_config.plan = self._on_the_fly.finish(model)
+        if self._checksums is not None:
+            self._checksums.check_complete()
+        self._on_the_fly = self._checksums = None
+        self._words = {}
         check_layers(model)
         mark_quantized(model, self.quantization_config.plan, self)
         return model
 
+    def get_state_dict_and_metadata(
+        self, state_dict: StateDict, safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what is saved, and the checksums for the header."""
+        if not safe_serialization:
+            raise DitQuantError("quantized models are saved as safetensors. Leave safe_serialization=True.")
+        plan = self.quantization_config.plan
+        tensors = dict(state_dict) | stumbling_block(plan)
+        return tensors, {checksums.KEY: checksums.describe(state_dict.model, tensors, plan)}
+
     def _dequantize(self, model: ModelMixin) -> ModelMixin:
         """Replace every quantized layer by an nn.Linear of its decoded weight."""
-        from ditquant.nn.swap import dequantize_model
-
-        return dequantize_model(model)
+        dequantize_model(model)
+        unguard(model)
+        unhook(model)
+        model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "quantization_config"})
+        model.quantization_method = None
+        return model
 
     @property
     def is_serializable(self) -> bool:
@@ -119,24 +138,15 @@ class DitQuantizer(DiffusersQuantizer):
 
 def mark_quantized(model: nn.Module, plan: QuantPlan, quantizer: DitQuantizer | None = None) -> None:
     """Make a model whose layers were swapped one that diffusers saves and loads as quantized, and guard it."""
-    for module in model.modules():
-        if hasattr(module, "fuse_projections"):
-            module.fuse_projections = partial(_refuse_fusing, "fuse_projections")
+    guard(model)
     if not isinstance(model, ModelMixin):
         return
+    hook(model)
     config = DitQuantConfig(plan=plan)
     model.is_quantized = True
     model.quantization_method = config.quant_method
     model.hf_quantizer = quantizer or DitQuantizer(config, pre_quantized=True)
     model.register_to_config(quantization_config=config)
-    if hasattr(model, "fuse_qkv_projections"):
-        model.fuse_qkv_projections = partial(_refuse_fusing, "fuse_qkv_projections")
-
-
-def _refuse_fusing(what: str, *_args: Any, **_kwargs: Any) -> None:
-    raise DitQuantError(
-        f"{what}() would replace packed layers by full-precision ones. Call it before quantizing, or leave it out."
-    )
 
 
 def transformers_of(model: Any) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from ditquant.errors import DitQuantError, damaged
 from ditquant.formats import FORMATS, PackedWeight, layout
 from ditquant.nn.decoded import DecodedWeight
 from ditquant.nn.straight_through import StraightThrough
-from ditquant.specs import LayerPlan
+from ditquant.specs import LayerPlan, check_divides
 from ditquant.transforms import TRANSFORMS
 from ditquant.transforms.base import Transform
 from ditquant.words import from_words, to_words, word_dtype
@@ -29,6 +29,8 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(self)
         if plan.rank:
             raise DitQuantError(f"rank {plan.rank} is not allowed: this version has no low-rank branch. Use rank 0.")
+        if plan.activation is not None and plan.activation.group_size is not None:
+            check_divides(plan.activation.group_size, in_features, "the layer")
         self.in_features, self.out_features, self.plan = in_features, out_features, plan
         self._layout = layout(plan.weight, out_features, in_features)
         for name, (shape, kind) in self._layout.items():

@@ -1,4 +1,4 @@
-"""Training beside quantized layers (LoRA): rounding has no useful gradient, so the one of the decoded weight is used."""
+"""Training beside quantized layers (LoRA): rounding has no useful gradient, so it is taken for the identity."""
 
 from typing import Any
 
