@@ -43,7 +43,7 @@ def show_rotations(source: Source, recipe: Recipe, prompts: list[Any]) -> None:
         with torch.no_grad():
             for layer, rule in rules.items():
                 if (stats := seen.get(f"{name}:{layer}")) is not None:
-                    weight = part.get_submodule(layer).weight.detach().float()
+                    weight = part.get_submodule(layer).weight.detach().float()  # type: ignore[operator]
                     reports[layer] = rotation_report(weight, rule, stats)
         show_reports(name, reports)
 
