@@ -43,7 +43,7 @@ def test_what_is_saved_is_what_python_makes(model, quantized, prompts):
 
 def test_what_is_not_quantized_keeps_its_bits(model, quantized):
     before, after = load_file(model / WEIGHTS), load_file(quantized / WEIGHTS)
-    kept = set(before) & set(after)
+    kept = {name for name in set(before) & set(after) if after[name].numel()}  # an empty one marks a quantized layer
     assert {"transformer_blocks.0.scale_shift_table", "proj_out.weight"} <= kept
     for name in kept:
         assert after[name].dtype == before[name].dtype and torch.equal(after[name], before[name]), name
@@ -120,7 +120,8 @@ def test_long_work_shows_how_far_it_is(model, prompts, tmp_path, monkeypatch):
 
 
 SLOW_SAVE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers import DPMSolverMultistepScheduler as Scheduler
 save = Scheduler.save_pretrained
