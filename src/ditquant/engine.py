@@ -3,6 +3,7 @@
 import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from ditquant.errors import DitQuantError
 from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
-from ditquant.nn import QuantLinear, set_module
+from ditquant.nn import LowRank, QuantLinear, set_module
 from ditquant.progress import bar as progress_bar
 from ditquant.quantizers import DATA_FREE, QUANTIZERS, check_options
+from ditquant.quantizers.low_rank import fit_low_rank
 from ditquant.recipe import Recipe, Rule
 from ditquant.specs import LayerPlan, QuantPlan, check_divides
 from ditquant.stats import LayerStats
@@ -94,6 +96,11 @@ def check_rule(rule: Rule, layer: Layer) -> None:
     if rule.activation is not None and rule.activation.group_size is not None:
         check_divides(rule.activation.group_size, layer.in_features, layer.name)
     check_options(rule.quantizer, rule.quantizer_options)
+    if rule.rank > min(layer.in_features, layer.out_features):
+        raise DitQuantError(
+            f"rank {rule.rank} is too large for {layer.name!r} ({layer.in_features} -> {layer.out_features}). "
+            f"Choose at most {min(layer.in_features, layer.out_features)}."
+        )
     for transform in rule.transforms:
         check_fit_options(transform.kind, transform.options)
 
@@ -118,9 +125,14 @@ def quantize_layer(
         weight = transform.absorb(weight)
         seen = None if seen is None else seen.transformed(transform)
         transforms.append(transform)
-    packed = QUANTIZERS[rule.quantizer](weight, rule.weight, seen, **rule.quantizer_options)
+    quantizer = partial(QUANTIZERS[rule.quantizer], spec=rule.weight, stats=seen, **rule.quantizer_options)
+    if rule.rank:
+        packed, down, up = fit_low_rank(weight, rule.rank, quantizer, seen)
+        low_rank = LowRank(down, up)
+    else:
+        packed, low_rank = quantizer(weight), None
     plan = LayerPlan(rule.weight, rule.activation, tuple(t.spec() for t in transforms), rule.rank)
-    return QuantLinear.from_linear(linear, packed, transforms, plan)
+    return QuantLinear.from_linear(linear, packed, transforms, plan, low_rank)
 
 
 def _calibrate(model, parts, matched, prompts, forward, seed) -> dict[str, dict[str, LayerStats]] | None:

@@ -49,6 +49,7 @@ def foresee(model: nn.Module, matched: Iterable[tuple[Layer, Rule]], float_bytes
         stored = layout(rule.weight, layer.out_features, layer.in_features)
         quantized += sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
         quantized += (layer.in_features * 17 + 7) // 8 if rule.transforms else 0
+        quantized += 2 * rule.rank * (layer.in_features + layer.out_features)
         bias = model.get_submodule(layer.name).bias
         quantized += 0 if bias is None else bias.numel() * float_bytes
         weights += layer.parameters

@@ -2,6 +2,7 @@
 
 from ditquant.nn.decoded import DecodedWeight
 from ditquant.nn.linear import QuantLinear
+from ditquant.nn.low_rank import LowRank
 from ditquant.nn.swap import dequantize_model, set_module
 
-__all__ = ["DecodedWeight", "QuantLinear", "dequantize_model", "set_module"]
+__all__ = ["DecodedWeight", "LowRank", "QuantLinear", "dequantize_model", "set_module"]

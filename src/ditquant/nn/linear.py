@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditquant import kernels
-from ditquant.errors import DitQuantError, damaged
+from ditquant.errors import damaged
 from ditquant.formats import FORMATS, PackedWeight, layout
 from ditquant.nn.decoded import DecodedWeight
+from ditquant.nn.low_rank import LowRank
 from ditquant.nn.straight_through import StraightThrough
 from ditquant.specs import LayerPlan, check_divides
 from ditquant.transforms import TRANSFORMS
@@ -18,17 +19,15 @@ from ditquant.words import from_words, to_words, word_dtype
 
 
 class QuantLinear(nn.Linear):
-    """y = product(quantize(transforms(x)), packed weight) + bias.
+    """y = product(quantize(transforms(x)), packed weight) + low_rank(transforms(x)) + bias.
 
-    State: `codes`, the parameters of the format and those of the transforms, all integer Parameters (see `words`);
-    `bias` as it was. `weight` is decoded when it is read, in the original basis, so that LoRA adapters and
-    inspections work.
+    State: `codes`, the parameters of the format, those of the transforms and of the low-rank branch where the plan has
+    a rank, all integer Parameters (see `words`); `bias` as it was. `weight` is decoded when it is read, in the original
+    basis, so that LoRA adapters and inspections work.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, plan: LayerPlan, device=None, dtype=None):
         nn.Module.__init__(self)
-        if plan.rank:
-            raise DitQuantError(f"rank {plan.rank} is not allowed: this version has no low-rank branch. Use rank 0.")
         if plan.activation is not None and plan.activation.group_size is not None:
             check_divides(plan.activation.group_size, in_features, "the layer")
         self.in_features, self.out_features, self.plan = in_features, out_features, plan
@@ -38,20 +37,26 @@ class QuantLinear(nn.Linear):
         self.transforms = nn.ModuleList(
             TRANSFORMS[t.kind].empty(in_features, **t.options).to(device or "cpu") for t in plan.transforms
         )
+        self.low_rank = LowRank.empty(in_features, out_features, plan.rank, device) if plan.rank else None
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         # without a bias nothing else would follow the model's dtype
         self.register_buffer("_dtype", torch.empty(0, dtype=dtype or torch.get_default_dtype()), persistent=False)
 
     @staticmethod
     def from_linear(
-        linear: nn.Linear, weight: PackedWeight, transforms: Sequence[Transform], plan: LayerPlan
+        linear: nn.Linear,
+        weight: PackedWeight,
+        transforms: Sequence[Transform],
+        plan: LayerPlan,
+        low_rank: LowRank | None = None,
     ) -> "QuantLinear":
-        """Take over a layer's bias, device, dtype and mode with its quantized weight and fitted transforms."""
+        """Take over a layer's bias, device, dtype and mode with its quantized weight and fitted parts."""
         device, dtype = linear.weight.device, linear.weight.dtype
         new = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, plan, "meta", dtype)
         for name, value in {"codes": weight.codes, **weight.params}.items():
             setattr(new, name, to_words(value.to(device)))
         new.transforms = nn.ModuleList(t.to(device) for t in transforms)
+        new.low_rank = None if low_rank is None else low_rank.to(device)
         new.bias = linear.bias
         new._dtype = torch.empty(0, dtype=dtype, device=device)
         return new.train(linear.training)
@@ -67,6 +72,8 @@ class QuantLinear(nn.Linear):
         # The law of a transform x -> x M gives weight @ M.T, which is what its backward multiplies a gradient by.
         with torch.inference_mode(False), torch.enable_grad():
             weight = self.packed().dequantize()
+            if self.low_rank is not None:
+                weight = weight + self.low_rank.product()
             if not len(self.transforms):
                 return weight
             x = torch.zeros_like(weight, requires_grad=True)
@@ -89,8 +96,10 @@ class QuantLinear(nn.Linear):
         x, weight = self.transform(x), self.packed()
         trains = x.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if torch.is_grad_enabled() and trains:
-            return StraightThrough.apply(x, self.bias, weight, self.plan.activation)
-        return kernels.linear(x, weight, self.plan.activation, self.bias)
+            y = StraightThrough.apply(x, self.bias, weight, self.plan.activation)
+        else:
+            y = kernels.linear(x, weight, self.plan.activation, self.bias)
+        return y if self.low_rank is None else y + self.low_rank(x)
 
     def check(self, name: str) -> None:
         """Raise DitQuantError if the values that were loaded cannot be those of a quantized layer."""
@@ -102,14 +111,15 @@ class QuantLinear(nn.Linear):
         problem = FORMATS[self.plan.weight.format].check(self.packed().params, self.plan.weight)
         if problem:
             raise damaged(f"{name}: {problem}")
-        for transform in self.transforms:
-            transform.check(name)
+        for part in (*self.transforms, *([] if self.low_rank is None else [self.low_rank])):
+            part.check(name)
 
     def extra_repr(self) -> str:
         """Show the widths and what was decided."""
         weight, activation = self.plan.weight, self.plan.activation
         acts = "16-bit activations" if activation is None else f"{activation.bits}-bit {activation.granularity}"
-        return f"{self.in_features} -> {self.out_features}, {weight.format} {weight.bits} bits, {acts}"
+        rank = f", rank {self.plan.rank}" if self.plan.rank else ""
+        return f"{self.in_features} -> {self.out_features}, {weight.format} {weight.bits} bits, {acts}{rank}"
 
     def reset_parameters(self) -> None:
         """Do nothing: the layer is filled from a checkpoint or from `from_linear`."""

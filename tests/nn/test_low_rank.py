@@ -1,0 +1,141 @@
+"""The low-rank branch: what it adds, that it pays, and that it survives saving."""
+
+import pytest
+import torch
+from torch import nn
+
+import ditquant
+from ditquant.errors import DitQuantError
+from ditquant.nn import LowRank, QuantLinear
+from ditquant.quantizers import QUANTIZERS
+from ditquant.quantizers.low_rank import fit_low_rank
+from ditquant.specs import WeightSpec
+from ditquant.stats import LayerStats
+from tests.tiny import run, tiny
+
+SPEC = WeightSpec(4)
+RECIPE = {
+    "name": "svd",
+    "rules": [
+        {
+            "target": "role:*",
+            "weight": {"bits": 4},
+            "quantizer": "rtn",
+            "rank": 4,
+            "transforms": [{"kind": "smooth"}, {"kind": "hadamard"}],
+            "activation": {"bits": 8},
+        }
+    ],
+}
+
+
+def rtn(weight):
+    return QUANTIZERS["rtn"](weight, SPEC)
+
+
+def some_weight(rows=48, width=80, rank=3, noise=0.01):
+    """A weight that is nearly of low rank, with entries that no per-row scale suits."""
+    generator = torch.Generator().manual_seed(0)
+    up, down, rest = (torch.randn(shape, generator=generator) for shape in ((rows, rank), (rank, width), (rows, width)))
+    return up @ down + noise * rest
+
+
+def loud_stats(width=80):
+    stats = LayerStats(width)
+    stats.update(torch.randn(256, width, generator=torch.Generator().manual_seed(1)) * torch.logspace(-1, 1, width))
+    return stats
+
+
+def error(weight, packed, down, up, size=1.0):
+    return float(((weight - packed.dequantize() - up.float() @ down.float()) * size).square().sum())
+
+
+@pytest.mark.parametrize("rows, width", [(48, 80), (63, 17), (5, 100)])
+def test_a_weight_of_low_rank_is_held_by_the_branch(rows, width):
+    weight = some_weight(rows, width, noise=0)
+    packed, down, up = fit_low_rank(weight, 3, rtn)
+    assert error(weight, packed, down, up) < 1e-6 * float(weight.square().sum())
+    assert error(weight, packed, down, up) < error(weight, rtn(weight), down * 0, up) / 100
+
+
+def test_more_turns_are_never_worse_and_help():
+    weight = some_weight(noise=1.0)
+    errors = [error(weight, *fit_low_rank(weight, 8, rtn, turns=turns)) for turns in (1, 2, 6)]
+    assert errors[0] > errors[1] >= errors[2]
+
+
+def test_the_split_is_best_where_the_inputs_are_loud():
+    weight, stats = some_weight(noise=1.0), loud_stats()
+    size = stats.mean_square.sqrt()
+    plain, weighted = fit_low_rank(weight, 4, rtn), fit_low_rank(weight, 4, rtn, stats)
+    assert error(weight, *weighted, size) < 0.9 * error(weight, *plain, size)
+
+
+def test_it_is_near_the_best_factors_of_its_rank():
+    """One turn takes the singular vectors of the weight: compare with a full decomposition."""
+    weight = some_weight(noise=1.0)
+    _, down, up = fit_low_rank(weight, 8, rtn, turns=1)
+    values = torch.linalg.svdvals(weight.double())
+    best = float(values[8:].square().sum())
+    assert float((weight - up.float() @ down.float()).square().sum()) < 1.02 * best
+
+
+def test_the_layer_computes_both_products():
+    model = tiny("pixart")
+    ditquant.quantize(model, RECIPE, forward=run)
+    layer = next(m for m in model.modules() if isinstance(m, QuantLinear))
+    assert layer.low_rank.up.dtype == torch.int16 and layer.plan.rank == 4
+    x = torch.randn(3, 5, layer.in_features)
+    y = layer.transform(x)
+    scale = y.abs().amax(-1, keepdim=True) / 127
+    by_hand = torch.round(y / scale) * scale @ layer.packed().dequantize().T + layer.bias
+    torch.testing.assert_close(layer(x), by_hand + y @ layer.low_rank.product().T, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(layer(x), by_hand, rtol=1e-2, atol=1e-3)
+    decoded = nn.functional.linear(x, layer.dequantize(), layer.bias)
+    assert ((layer(x) - decoded).norm() / decoded.norm()).item() < 0.02  # the activations' rounding
+
+
+def test_it_lowers_the_error_of_a_model():
+    errors = []
+    for rank in (0, 4):
+        model = tiny("pixart")
+        truth = run(model)
+        rule = RECIPE["rules"][0] | {"rank": rank}
+        ditquant.quantize(model, RECIPE | {"rules": [rule]}, forward=run)
+        errors.append(float((run(model) - truth).norm()))
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_loaded_equal(tmp_path, dtype):
+    model = tiny("pixart")
+    ditquant.quantize(model, RECIPE, forward=run)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, torch_dtype=dtype)
+    mine, theirs = ({k: v for k, v in m.state_dict().items() if "low_rank" in k} for m in (model, loaded))
+    assert mine and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    if dtype == torch.float32:
+        assert torch.equal(run(model), run(loaded))
+
+
+def test_gradients_pass_through_the_branch():
+    model = tiny("pixart")
+    ditquant.quantize(model, RECIPE, forward=run)
+    layer = next(m for m in model.modules() if isinstance(m, QuantLinear))
+    x = torch.randn(3, layer.in_features, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dequantize().sum(0).expand_as(x), rtol=1e-3, atol=1e-4)
+
+
+def test_bad_ranks_and_factors_are_refused():
+    with pytest.raises(DitQuantError, match="rank 49 is not allowed"):
+        fit_low_rank(some_weight(), 49, rtn)
+    with pytest.raises(DitQuantError, match="Choose at most 5"):
+        LowRank.empty(5, 9, 6)
+    with pytest.raises(DitQuantError, match=r"is too large for 'transformer_blocks\.0"):
+        ditquant.quantize(tiny("pixart"), {"name": "x", "rules": [RECIPE["rules"][0] | {"rank": 999}]}, forward=run)
+    factors = LowRank(torch.ones(2, 4), torch.ones(3, 2))
+    factors.check("layer")
+    factors.up.data[0, 0] = 0x7C00  # infinity
+    with pytest.raises(DitQuantError, match=r"layer\.low_rank\.up"):
+        factors.check("layer")
