@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tests.cli.command import contents, succeed
+from tests.cli.command import contents, ditquant, succeed
 
 
 def compare(tmp_path, *models, prompts, name="report", **options):
@@ -51,3 +51,14 @@ def test_several_models_and_a_perfect_one(model, quantized, prompts, tmp_path):
 
 def _number(value):
     return float("inf") if value is None else float(value)
+
+
+def test_thresholds_decide_the_exit_code(model, quantized, prompts, tmp_path):
+    words = ["compare", model, quantized, "--prompts", prompts, "--steps", 2, "-o", tmp_path / "report"]
+    run = ditquant(*words, "--require", "step_sqnr_db>=500", "--require", "ssim<=1")
+    assert run.code == 1 and "no-go, step_sqnr_db" in run.out
+    assert "no-go" in (tmp_path / "report" / "report.html").read_text()
+    run = ditquant(*words, "--require", "step_sqnr_db>=-500", "--overwrite")
+    assert run.code == 0 and run.out.rstrip().endswith(": go")
+    run = ditquant(*words, "--require", "psnr>=5", "--overwrite")
+    assert run.code == 2 and "psnr_db" in run.err

@@ -45,7 +45,13 @@ def results():
 def test_an_equal_model_is_perfect_and_another_is_not(results):
     full, noisy, same = results.models
     assert full.values == {}
-    assert same.values == {"latent_sqnr_db": [np.inf] * 3, "psnr_db": [np.inf] * 3, "ssim": [1.0] * 3}
+    assert same.steps == [np.inf] * 2
+    assert same.values == {
+        "step_sqnr_db": [np.inf] * 3,
+        "latent_sqnr_db": [np.inf] * 3,
+        "psnr_db": [np.inf] * 3,
+        "ssim": [1.0] * 3,
+    }
     assert max(noisy.values["ssim"]) < 1 and max(noisy.values["latent_sqnr_db"]) < 60
 
 
@@ -141,7 +147,7 @@ OTHER = "a small red cross at the top on a white ground"
 
 def test_caption_accuracy_of_scenes_only():
     prompts = shapes.prompts(4)
-    results = compare(Painter(), {"half": Painter(wrong=(1, 3))}, prompts, progress=False)
+    results = compare(Painter(), {"half": Painter(wrong=(1, 3))}, prompts, step_prompts=0, progress=False)
     assert results.models[0].values == {"caption_accuracy": [1.0] * 4}
     assert results.models[1].values["caption_accuracy"] == [1.0, 0.0, 1.0, 0.0]
     assert results.models[1].summary()["caption_accuracy"]["mean"] == 0.5

@@ -45,7 +45,7 @@ def test_save_and_load(tmp_path):
         "transformers",
     }
     assert data["models"][1]["recipe"] == "lrq-w3a8" and data["models"][1]["plan_hash"] == "0123456789abcdef"
-    assert data["models"][1]["summary"]["psnr_db"] == {"median": 25.0, "mean": 45.0}
+    assert data["models"][1]["summary"]["psnr_db"] == {"median": 25.0, "mean": 45.0, "low": 20.0, "high": 90.0}
     assert data["models"][1]["values"]["latent_sqnr_db"] == [10.0, "inf", "inf"]
     with pytest.raises(DitQuantError, match="--overwrite"):
         results.save(tmp_path / "results.json")
@@ -77,9 +77,9 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
         "bits_per_weight": "3.12",
         "file_mb": "1.00",
         "latent_sqnr_db": "∞",
-        "psnr_db": "25.00",
-        "ssim": "0.6250",
-        "caption_accuracy": "33.3%",
+        "psnr_db": "25.00 ±35.00",
+        "ssim": "0.6250 ±0.1250",
+        "caption_accuracy": "33.3% ±50.0%",
         "seconds": "1.5",
     }
     assert table.cells()[0][1:3] == ["–", "–"]

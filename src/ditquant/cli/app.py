@@ -80,6 +80,7 @@ def _run(commands: Iterable[str]) -> None:
     else:
         if result == 130:
             fail("interrupted, nothing was saved.", 130)
+        sys.exit(result)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -34,9 +34,15 @@ def compare(
     batch_size: BatchSize = 4,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    require: Annotated[
+        list[str] | None, typer.Option(help="A threshold such as 'step_sqnr_db>=20'; may be given several times.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Generate with REFERENCE and MODELS, and write numbers, pictures and one HTML page."""
+    """Generate with REFERENCE and MODELS, and write numbers, pictures and one HTML page.
+
+    With --require, a model that misses a threshold makes the exit code 1.
+    """
     texts = read_prompts(prompts)
     device = pick_device(device)
     kind = pick_dtype(dtype, device)
@@ -45,7 +51,9 @@ def compare(
     from ditquant.cli.facts import describe
     from ditquant.evaluation import Sampling, results_table, write_comparison
     from ditquant.evaluation import compare as run
+    from ditquant.evaluation.verdict import Threshold, verdict
 
+    thresholds = [Threshold.parse(text) for text in require or ()]
     names = [reference, *models]
     if len(set(names)) < len(names):
         raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")
@@ -62,6 +70,10 @@ def compare(
         reference_name=reference,
         describe=describe,
     )
-    write_comparison(results, output, overwrite=overwrite)
+    go, lines = verdict(results, thresholds)
+    write_comparison(results, output, facts={"verdict": "; ".join(lines)} if thresholds else None, overwrite=overwrite)
     show(results_table(results))
     print(f"report in {output / 'report.html'}")
+    if thresholds:
+        print("\n".join(lines))
+        raise typer.Exit(0 if go else 1)

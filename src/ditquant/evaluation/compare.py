@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from ditquant.evaluation import shapes
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
 from ditquant.evaluation.metrics import METRICS, sqnr_db
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
+from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 
+STEP_PROMPTS = 8
 Loader = Callable[[], Any]
 Describe = Callable[[str, Any], ModelFacts]
 
@@ -39,27 +42,49 @@ def compare(
     sampling: Sampling | None = None,
     reference_name: str = "reference",
     describe: Describe | None = None,
+    step_prompts: int = STEP_PROMPTS,
     progress: bool = True,
 ) -> Results:
     """Generate with the reference, then with every model, and measure each picture against the reference's.
 
     A model is a pipeline or a loader without arguments; what a loader made is dropped before the next one is called.
-    `describe(name, pipeline)` is asked for a model's facts while it is loaded.
+    `describe(name, pipeline)` is asked for a model's facts while it is loaded. The first `step_prompts` prompts give
+    the trajectory on which step SQNR is measured; 0 leaves it out.
     """
     if reference_name in pipelines:
         raise DitQuantError(f"two models have the name {reference_name!r}. Give every model a name of its own.")
     sampling = sampling or Sampling()
     seeds = prompt_seeds(seeds, len(prompts))
+    probe = _Probe(prompts[:step_prompts], seeds[:step_prompts], sampling)
     truth: Generated | None = None
     models = []
     for name, source in {reference_name: reference, **pipelines}.items():
-        facts, made = _run(name, source, prompts, seeds, sampling, describe, progress)
-        values = {} if truth is None else _paired_values(truth, made)
-        models.append(
-            ModelResult(name, facts, made.seconds, values | _caption_values(made.images, prompts), made.images)
-        )
+        facts, made, (by_prompt, by_step) = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
+        values = {"step_sqnr_db": by_prompt} if by_prompt else {}
+        values |= {} if truth is None else _paired_values(truth, made)
+        values |= _caption_values(made.images, prompts)
+        models.append(ModelResult(name, facts, made.seconds, values, by_step, made.images))
         truth = truth or made
     return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models)
+
+
+class _Probe:
+    """The reference's trajectory on a few prompts, recorded by the first model that it meets."""
+
+    def __init__(self, prompts: Sequence[str | int], seeds: Sequence[int], sampling: Sampling):
+        self.prompts, self.seeds = prompts, seeds
+        self.options = asdict(sampling) | {"batch_size": max(1, len(prompts)), "progress": False}
+        self.trajectory: Trajectory | None = None
+
+    def __call__(self, pipeline: Any) -> tuple[list[float], list[float]]:
+        """Return step SQNR by prompt and by step; nothing for the reference."""
+        if not self.prompts:
+            return [], []
+        if self.trajectory is not None:
+            return step_sqnr_db(pipeline, self.trajectory)
+        paint = partial(generate, pipeline, self.prompts, seeds=self.seeds, **self.options)
+        self.trajectory = record(pipeline, len(self.prompts), paint)
+        return [], []
 
 
 def _run(
@@ -69,14 +94,16 @@ def _run(
     seeds: list[int],
     sampling: Sampling,
     describe: Describe | None,
+    probe: _Probe,
     progress: bool,
-) -> tuple[ModelFacts, Generated]:
+) -> tuple[ModelFacts, Generated, tuple[list[float], list[float]]]:
     # a pipeline can be called as well, but only a pipeline has a bar
     loaded = not hasattr(source, "set_progress_bar_config")
     pipeline = source() if loaded else source
     try:
         made = generate(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
         facts = ModelFacts() if describe is None else describe(name, pipeline)
+        steps = probe(pipeline)
     except DitQuantError as error:
         raise DitQuantError(f"{name}: {error}") from error
     del pipeline
@@ -84,7 +111,7 @@ def _run(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return facts, made
+    return facts, made, steps
 
 
 def _paired_values(truth: Generated, made: Generated) -> dict[str, list[float]]:

@@ -14,8 +14,15 @@ import numpy as np
 
 from ditquant.atomic import atomic_file
 from ditquant.errors import DitQuantError
+from ditquant.evaluation.intervals import interval
 
 SCHEMA_VERSION = 1
+_MEANS = ("caption_accuracy", "step_sqnr_db")  # shares, and decibels that no single sample rules
+
+
+def statistic_of(metric: str) -> str:
+    """Say which statistic over the prompts stands for a metric."""
+    return "mean" if metric in _MEANS else "median"
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,30 @@ class ModelFacts:
 
 @dataclass
 class ModelResult:
-    """One model: `values[metric]` holds one number a prompt; its pictures are kept beside the JSON, not in it."""
+    """One model: `values[metric]` holds one number a prompt, `steps` the SQNR of its prediction at every step.
+
+    Its pictures are kept beside the JSON, not in it.
+    """
 
     name: str
     facts: ModelFacts
     seconds: float
     values: dict[str, list[float]] = field(default_factory=dict)
+    steps: list[float] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Return median and mean of every metric."""
-        return {
-            name: {"median": statistics.median(values), "mean": sum(values) / len(values)}
-            for name, values in self.values.items()
-        }
+        """Return median and mean of every metric, and the 95 % interval of the one that stands for it."""
+        found = {}
+        for name, values in self.values.items():
+            low, high = interval(values, statistic_of(name))
+            found[name] = {
+                "median": statistics.median(values),
+                "mean": sum(values) / len(values),
+                "low": low,
+                "high": high,
+            }
+        return found
 
 
 @dataclass
@@ -65,6 +82,7 @@ class Results:
                 **asdict(model.facts),
                 "seconds": model.seconds,
                 "values": model.values,
+                "steps": model.steps,
                 "summary": model.summary(),
             }
             for model in self.models
@@ -117,6 +135,7 @@ def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
             ModelFacts(*(model[key] for key in ("recipe", "plan_hash", "bits_per_weight", "file_bytes"))),
             model["seconds"],
             {name: _numbers(values) for name, values in model["values"].items()},
+            _numbers(model.get("steps", [])),
         )
         for model in data["models"]
     ]

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ditquant.evaluation.metrics import METRICS
-from ditquant.evaluation.results import ModelResult, Results
+from ditquant.evaluation.results import ModelResult, Results, statistic_of
 
 MISSING = "–"
 
 
 @dataclass(frozen=True)
 class Column:
-    """`key` finds the value in a row, `format` is a format specification for numbers."""
+    """`key` finds the value in a row, `format` is a format specification for numbers.
+
+    Half of a 95 % interval is shown where the row has one, as `key` with "_margin".
+    """
 
     key: str
     label: str
@@ -25,7 +28,10 @@ class Column:
             return MISSING
         if isinstance(value, float) and math.isinf(value):
             return "∞" if value > 0 else "-∞"
-        return str(value) if isinstance(value, str) else format(value, self.format)
+        if isinstance(value, str):
+            return value
+        margin = row.get(f"{self.key}_margin", math.nan)
+        return format(value, self.format) + (f" ±{format(margin, self.format)}" if math.isfinite(margin) else "")
 
     @property
     def numeric(self) -> bool:
@@ -52,6 +58,7 @@ def results_table(results: Results) -> Table:
         Column("recipe", "recipe"),
         Column("bits_per_weight", "bits a weight, all-in", ".2f"),
         Column("file_mb", "file size MB", ".2f"),
+        Column("step_sqnr_db", "step SQNR dB", ".2f"),
         Column("latent_sqnr_db", "median final-latent SQNR dB", ".2f"),
         *(Column(name, metric.label, metric.format) for name, metric in METRICS.items()),
         Column("caption_accuracy", "caption accuracy", ".1%"),
@@ -63,7 +70,8 @@ def results_table(results: Results) -> Table:
 
 def _row(model: ModelResult) -> dict[str, Any]:
     summary = model.summary()
-    shown = {name: found["mean" if name == "caption_accuracy" else "median"] for name, found in summary.items()}
+    shown = {name: found[statistic_of(name)] for name, found in summary.items()}
+    margins = {f"{name}_margin": (found["high"] - found["low"]) / 2 for name, found in summary.items()}
     facts = model.facts
     return {
         "name": model.name,
@@ -72,4 +80,5 @@ def _row(model: ModelResult) -> dict[str, Any]:
         "file_mb": None if facts.file_bytes is None else facts.file_bytes / 1e6,
         "seconds": model.seconds,
         **shown,
+        **margins,
     }

@@ -1,0 +1,75 @@
+"""Intervals against scipy-free truths: coverage, and the normal approximation; go and no-go."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ditquant.errors import DitQuantError
+from ditquant.evaluation.intervals import interval, paired_interval
+from ditquant.evaluation.results import ModelFacts, ModelResult, Results
+from ditquant.evaluation.verdict import Threshold, verdict
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
+    values = np.random.default_rng(0).normal(20, 2, 400)
+    low, high = interval(values)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.02) and high == pytest.approx(
+        values.mean() + half, abs=0.02
+    )
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_it_covers_the_truth_about_as_often_as_it_says(statistic):
+    generator = np.random.default_rng(1)
+    inside = [low <= 5 <= high for low, high in (interval(generator.normal(5, 1, 40), statistic) for _ in range(200))]
+    assert 0.88 < np.mean(inside) < 0.99
+
+
+def test_pairing_removes_what_both_share():
+    generator = np.random.default_rng(2)
+    shared = generator.normal(0, 10, 64)
+    first, second = shared + 1 + generator.normal(0, 0.1, 64), shared + generator.normal(0, 0.1, 64)
+    low, high = paired_interval(first, second)
+    assert 0.9 < low < 1 < high < 1.1
+    assert interval(first)[1] - interval(first)[0] > 10 * (high - low)
+
+
+def test_it_is_the_same_every_time_and_says_nothing_of_infinities():
+    assert interval([1.0, 2.0, 4.0]) == interval([1.0, 2.0, 4.0])
+    assert all(math.isnan(end) for end in interval([1.0, math.inf]))
+    assert interval([3.0]) == (3.0, 3.0)
+
+
+def some_results():
+    models = [
+        ModelResult("full", ModelFacts(), 1.0),
+        ModelResult("good", ModelFacts(), 1.0, {"step_sqnr_db": [20.0, 30.0], "psnr_db": [30.0, 10.0, 31.0]}),
+        ModelResult("bad", ModelFacts(), 1.0, {"step_sqnr_db": [10.0, 20.0], "psnr_db": [math.nan] * 3}),
+    ]
+    return Results(["a", "b", "c"], [1, 2, 3], {}, models)
+
+
+def test_go_and_no_go():
+    go, lines = verdict(some_results(), [Threshold.parse("step_sqnr_db >= 25"), Threshold.parse("psnr_db>=30")])
+    assert not go
+    assert lines == [
+        "good: go",
+        "bad: no-go, step_sqnr_db 15 is not >= 25, psnr_db nan is not >= 30",
+    ]
+    assert verdict(some_results(), [Threshold.parse("step_sqnr_db>=-1e3")])[0]
+    assert not verdict(some_results(), [Threshold.parse("step_sqnr_db<=14")])[0]
+
+
+@pytest.mark.parametrize("text", ["", "psnr_db", "psnr_db>20", "psnr_db>=x", ">=3", "psnr_db>=1>=2", "psnr_db>=--1"])
+def test_what_is_no_threshold(text):
+    with pytest.raises(DitQuantError, match="is no threshold"):
+        Threshold.parse(text)
+
+
+def test_metrics_that_are_not_known_or_not_measured():
+    with pytest.raises(DitQuantError, match=r"unknown metric 'psnr'. Did you mean 'psnr_db'"):
+        Threshold.parse("psnr>=3")
+    go, lines = verdict(some_results(), [Threshold.parse("caption_accuracy>=0")])
+    assert not go and lines[0] == "good: no-go, caption_accuracy was not measured"
