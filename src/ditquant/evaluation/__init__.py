@@ -4,7 +4,7 @@ from ditquant.evaluation.compare import Sampling, compare
 from ditquant.evaluation.comparison_folder import write_comparison
 from ditquant.evaluation.generate import Generated, generate
 from ditquant.evaluation.metrics import METRICS
-from ditquant.evaluation.plots import Plot, drawn, plot_activation_outliers, plot_codebook
+from ditquant.evaluation.plots import Plot, drawn, plot_activation_outliers, plot_codebook, plot_steps
 from ditquant.evaluation.report import Gallery, write_report
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
 from ditquant.evaluation.table import Column, Table, results_table
@@ -25,6 +25,7 @@ __all__ = [
     "generate",
     "plot_activation_outliers",
     "plot_codebook",
+    "plot_steps",
     "results_table",
     "write_comparison",
     "write_report",

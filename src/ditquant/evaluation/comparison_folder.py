@@ -1,5 +1,6 @@
 """A comparison on disk: results.json, report.html and the pictures."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from ditquant.atomic import atomic_folder
 from ditquant.evaluation.pictures import png
-from ditquant.evaluation.plots import Plot
+from ditquant.evaluation.plots import Plot, drawn, plot_steps
 from ditquant.evaluation.report import Gallery, write_report
 from ditquant.evaluation.results import Results
 from ditquant.evaluation.table import results_table
@@ -28,6 +29,9 @@ def write_comparison(
     Raises:
         DitQuantError: the folder exists and must stay, or cannot be written.
     """
+    curves = {model.name: model.steps for model in results.models if any(map(math.isfinite, model.steps))}
+    if curves:
+        plots = [drawn(plot_steps, curves, title="Step SQNR along the reference's trajectory"), *plots]
     gallery = Gallery(results.prompts, {model.name: model.images for model in results.models if model.images})
     with atomic_folder(folder, overwrite) as part:
         results.save(part / "results.json")

@@ -1,7 +1,7 @@
 """Plots of what quantization does to weights and activations, as PNG; matplotlib is needed only when one is drawn."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,18 @@ def plot_activation_outliers(before: Float[Tensor, "... K"], after: Float[Tensor
         axis.margins(x=0)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("max |x|")
+    return _png(figure)
+
+
+def plot_steps(curves: Mapping[str, Sequence[float]], title: str) -> bytes:
+    """Draw for every model the SQNR of its prediction at each step of the reference's trajectory."""
+    figure = _figure(title)
+    axis = figure.subplots()
+    for name, values in curves.items():
+        axis.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=name)
+    axis.set_xlabel("call of the transformer")
+    axis.set_ylabel("SQNR dB")
+    axis.legend(fontsize=8, framealpha=1, edgecolor="none")
     return _png(figure)
 
 
