@@ -156,3 +156,17 @@ def test_no_permission_from_the_system_is_one_line(tmp_path):
 def test_other_errors_pass_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "out"):
         (tmp_path / "nothing").read_text()
+
+
+def test_what_another_run_finished_meanwhile_stays(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(DitQuantError, match="--overwrite"), atomic_folder(target) as mine:
+        (mine / "a").write_text("mine")
+        with atomic_folder(target) as other:
+            (other / "a").write_text("other")
+    assert (target / "a").read_text() == "other" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    file = tmp_path / "f.txt"
+    with pytest.raises(DitQuantError, match="--overwrite"), atomic_file(file) as mine:
+        mine.write_text("mine")
+        file.write_text("other")
+    assert file.read_text() == "other"

@@ -14,7 +14,7 @@ ORDER = [
     {"specs"},
     {"stats", "formats"},
     {"kernels"},
-    {"transforms", "quantizers", "models"},
+    {"transforms", "quantizers", "models", "attention"},
     {"nn", "rule"},
     {"recipe"},
     {"sizes", "integrations", "calibration"},

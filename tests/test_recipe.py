@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ditquant.engine import check_rule
 from ditquant.errors import DitQuantError
 from ditquant.models import ROLES, find_linears
 from ditquant.recipe import Recipe, Rule, list_recipes
@@ -25,26 +26,47 @@ GOOD = {
 }
 
 
+METHODS = {  # method: format, quantizer, its options, transforms, quantizer of the modulation
+    "duquant": ("affine", "rtn", {}, ["smooth", "dual_rotation"], "rtn"),
+    "gptq": ("affine", "gptq", {"clip": "mse"}, [], "rtn"),
+    "lrq": ("twin_log", "twin_log", {"search": "fit"}, ["smooth", "adaptive_rotation"], "twin_log"),
+    "lrq-gptq": ("twin_log", "gptq", {}, ["smooth", "adaptive_rotation"], "twin_log"),
+    "quarot": ("affine", "rtn", {"clip": "mse"}, ["hadamard"], "rtn"),
+    "rtn": ("affine", "rtn", {}, [], "rtn"),
+    "smoothquant": ("affine", "rtn", {}, ["smooth"], "rtn"),
+    "vidit-q": ("affine", "rtn", {}, ["smooth", "hadamard"], "rtn"),
+}
+
+
 def test_the_shipped_recipes():
-    assert sorted(list_recipes()) == sorted(f"{method}-{bits}" for method in ("lrq", "rtn") for bits in BITS)
+    assert sorted(list_recipes()) == sorted(f"{method}-{bits}" for method in METHODS for bits in BITS)
+    assert len({Recipe.load(f"{method}-w4a8").description for method in METHODS}) == len(METHODS)
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_shipped_recipe_does_what_its_name_says(name):
     recipe = Recipe.load(name)
-    method, bits = name.split("-")
+    method, _, bits = name.rpartition("-")
     weight_bits, act_bits = (int(n) for n in bits[1:].split("a"))
+    format_name, quantizer, options, transforms, plain = METHODS[method]
     rule = recipe.match("ffn_up", "transformer_blocks.0.ff.net.0.proj")
     assert recipe.name == name
-    assert rule.weight == WeightSpec(weight_bits, {"lrq": "twin_log", "rtn": "affine"}[method])
+    assert rule.weight == WeightSpec(weight_bits, format_name)
     assert rule.activation == (None if act_bits == 16 else ActSpec(act_bits, "token", symmetric=True))
-    assert rule.quantizer == {"lrq": "twin_log", "rtn": "rtn"}[method]
-    assert [t.kind for t in rule.transforms] == (["smooth", "adaptive_rotation"] if method == "lrq" else [])
+    assert (rule.quantizer, rule.quantizer_options) == (quantizer, options)
+    assert [t.kind for t in rule.transforms] == transforms
     modulation = recipe.match("modulation", "transformer_blocks.0.norm1.linear")
-    assert (modulation.weight, modulation.quantizer) == (rule.weight, rule.quantizer)
+    assert (modulation.weight, modulation.quantizer) == (rule.weight, plain)
     assert modulation.activation is None and modulation.transforms == ()
     assert recipe.match("embedding", "x").weight == WeightSpec(8)
     assert all(recipe.match(role, "x") is not None for role in ROLES)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_shipped_recipe_passes_the_checks_of_its_parts(method):
+    layer = find_linears(tiny("dit")).layers[0]
+    for rule in Recipe.load(f"{method}-w4a8").rules:
+        check_rule(rule, layer)
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -167,7 +189,7 @@ def test_an_unknown_name_is_answered_with_close_ones():
 
 
 def test_files_that_are_refused(tmp_path):
-    with pytest.raises(DitQuantError, match=r"'.*none\.yaml' does not exist. Give a file, or one of: lrq-w3a4"):
+    with pytest.raises(DitQuantError, match=r"'.*none\.yaml' does not exist. Give a file, or one of: duquant-w3a4"):
         Recipe.load(tmp_path / "none.yaml")
     with pytest.raises(DitQuantError, match=r"mine\.yaml', line 3 is not YAML: .*"):
         Recipe.load(write(tmp_path, "name: x\nrules:\n\t- target\n"))

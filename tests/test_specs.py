@@ -22,8 +22,11 @@ bits = st.integers(2, 8)
 weights = st.builds(
     WeightSpec, bits, st.sampled_from(["affine", "twin_log"]), st.none() | st.integers(1, 256), st.booleans()
 )
-activations = st.builds(ActSpec, bits, st.sampled_from(["tensor", "sample", "token"]), st.none(), st.booleans())
-activations |= st.builds(ActSpec, bits, st.just("group"), st.integers(1, 256), st.booleans())
+clips = st.floats(0, 1, exclude_min=True)
+activations = st.builds(
+    ActSpec, bits, st.sampled_from(["tensor", "sample", "token"]), st.none(), st.booleans(), clip=clips
+)
+activations |= st.builds(ActSpec, bits, st.just("group"), st.integers(1, 256), st.booleans(), clip=clips)
 values = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 values |= st.text(max_size=5)
 options = st.dictionaries(st.text(max_size=5), values | st.lists(values, max_size=3), max_size=3)
@@ -60,6 +63,17 @@ def test_equal_layers_are_written_once():
     assert data["version"] == PLAN_VERSION
 
 
+def test_a_plan_from_before_clips_loads():
+    data = PLAN.to_dict()
+    for scheme in data["schemes"]:
+        if scheme["activation"] is not None:
+            assert scheme["activation"].pop("clip") == 1.0
+    assert QuantPlan.from_dict(data) == PLAN
+    whole = LayerPlan(WeightSpec(4), ActSpec(8, clip=1))
+    assert json.dumps(whole.to_dict()) == json.dumps(LayerPlan(WeightSpec(4), ActSpec(8)).to_dict())
+    assert LayerPlan.from_dict(LayerPlan(WeightSpec(4), ActSpec(8, clip=0.9)).to_dict()).activation.clip == 0.9
+
+
 def test_the_hash_changes_with_any_entry():
     changed = [
         QuantPlan(dict(PLAN.layers) | {"blocks.1.b": LayerPlan(WeightSpec(3, "twin_log"), None, (), 31)}, PLAN.recipe),
@@ -89,6 +103,11 @@ def test_the_hash_changes_with_any_entry():
         (lambda: ActSpec(8, "group"), "give a group_size with granularity 'group', and only there"),
         (lambda: ActSpec(8, "token", 64), "give a group_size with granularity 'group', and only there"),
         (lambda: ActSpec(8, dynamic=False), "activation dynamic must be true"),
+        (lambda: ActSpec(8, clip=0), "activation clip 0 is not allowed. Choose a number above 0, at most 1."),
+        (lambda: ActSpec(8, clip=1.1), "activation clip 1.1 is not allowed"),
+        (lambda: ActSpec(8, clip=float("nan")), "activation clip nan is not allowed"),
+        (lambda: ActSpec(8, clip=True), "activation clip True is not allowed"),
+        (lambda: ActSpec(8, clip="0.9"), "activation clip '0.9' is not allowed"),
         (lambda: TransformSpec(3), "a transform needs a kind and options"),
         (lambda: TransformSpec("smooth", [1]), "a transform needs a kind and options"),
     ],

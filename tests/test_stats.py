@@ -124,3 +124,88 @@ def test_transformed_statistics_are_those_of_the_transformed_sample():
     torch.testing.assert_close(doubled.mean_square, 4 * stats.mean_square)
     torch.testing.assert_close(doubled.absmax, 2 * stats.absmax)
     assert doubled.count == 100
+
+
+def with_gram(*pieces: torch.Tensor, seed: int = 0) -> LayerStats:
+    stats = LayerStats(pieces[0].shape[-1], 32, seed, gram=True)
+    for piece in pieces:
+        stats.update(piece)
+    return stats
+
+
+def close_to(gram: torch.Tensor, x: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Relative to the scale of each pair of channels."""
+    exact = x.double().T @ x.double() / len(x)
+    scale = exact.diagonal().sqrt()
+    assert float(((gram.double() - exact) / scale / scale[:, None]).abs().max()) < tolerance
+
+
+def test_there_is_no_gram_unless_it_is_asked_for():
+    assert seen(some_rows(10)).gram is None
+    assert seen(some_rows(10)).transformed(lambda x: x).gram is None
+
+
+@given(cuts=st.lists(st.integers(0, 3000), max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_the_gram_is_the_second_moment_however_the_stream_was_cut(cuts):
+    x = some_rows(3000, 17)
+    stats = with_gram(*x.tensor_split(sorted(cuts)))
+    assert stats.gram.dtype == torch.float32 and stats.finite
+    close_to(stats.gram, x)
+    close_to(stats.gram, x)  # asking again changes nothing
+    torch.testing.assert_close(stats.gram.diagonal(), stats.mean_square, rtol=1e-5, atol=0)
+
+
+def test_a_long_stream_of_single_rows_loses_no_precision():
+    x = torch.full((6000, 17), 0.1)
+    close_to(with_gram(*x.split(1)).gram, x)
+
+
+def test_rows_that_are_written_over_later_are_kept():
+    x = some_rows(20, 5)
+    kept, stats = x.clone(), with_gram(x)
+    x.zero_()
+    close_to(stats.gram, kept)
+
+
+def test_merging_grams_equals_one_stream():
+    a, b = some_rows(1500, 9, seed=1), some_rows(90, 9, seed=2)
+    merged = with_gram(a, seed=1)
+    merged.merge(with_gram(b, seed=2))
+    close_to(merged.gram, torch.cat([a, b]))
+    merged.update(a)
+    close_to(merged.gram, torch.cat([a, b, a]))
+    merged.merge(seen(b, size=32))
+    assert merged.gram is None
+
+
+def test_a_linear_map_takes_the_gram_of_all_rows_with_it():
+    x, matrix = some_rows(3000), some_rows(63, seed=3)
+    stats = with_gram(x).transformed(lambda rows: rows @ matrix)
+    close_to(stats.gram, x.double() @ matrix.double())
+    exact = (x.double() @ matrix.double()).square().mean(0).float()
+    torch.testing.assert_close(stats.mean_square, exact, rtol=1e-4, atol=0)  # 32 rows of sample are far from that
+    assert stats.count == 3000
+    twice = stats.transformed(lambda rows: 2 * rows)
+    close_to(twice.gram, 2 * x.double() @ matrix.double())
+    assert twice.rms == pytest.approx(2 * stats.rms) and twice.layer_input.count == 3000
+
+
+def test_a_gram_that_overflows_is_not_finite():
+    x = torch.full((2, 3), 1.5e19)
+    assert seen(x, x).finite
+    stats = with_gram(*[x] * 600)
+    assert len(stats.sample) == 32 and not stats.finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_values_are_seen_at_once_with_a_gram(value):
+    x = some_rows(10)
+    x[4, 2] = value
+    assert not with_gram(x).finite
+    assert not with_gram(some_rows(2000), x, some_rows(2000)).finite
+
+
+def test_nothing_seen_is_an_empty_gram():
+    stats = with_gram(torch.zeros(0, 4))
+    assert stats.finite and not stats.gram.any()

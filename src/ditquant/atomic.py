@@ -40,6 +40,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     target = Path(path).resolve()
     with _part(target) as part:
         yield part
+        check_folder(path, overwrite)  # another run may have finished meanwhile
         _replace_folder(part, target)
 
 
@@ -50,6 +51,7 @@ def atomic_file(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pa
     target = Path(path).resolve()
     with _part(target) as part:
         yield part / target.name
+        check_file(path, overwrite)
         os.replace(part / target.name, target)
 
 
@@ -62,7 +64,7 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
 def check_folder(path: str | os.PathLike, overwrite: bool = False) -> None:
     """Refuse, before any work is done, what `atomic_folder` would refuse."""
     target = Path(path).resolve()
-    with _clear_errors(target):
+    with clear_errors(target):
         _check_parent(target)
         if target.exists() and not target.is_dir():
             raise DitQuantError(f"{path} is a file, a folder is needed. Choose another folder.")
@@ -77,7 +79,7 @@ def check_folder(path: str | os.PathLike, overwrite: bool = False) -> None:
 def check_file(path: str | os.PathLike, overwrite: bool = False) -> None:
     """Refuse, before any work is done, what `atomic_file` would refuse."""
     target = Path(path).resolve()
-    with _clear_errors(target):
+    with clear_errors(target):
         _check_parent(target)
         if target.is_dir():
             raise DitQuantError(f"{path} is a folder, a file is needed. Choose another file.")
@@ -99,7 +101,7 @@ def _part(target: Path) -> Iterator[Path]:
     made = [parent for parent in target.parents if not parent.exists()]
     part = target.with_name(f".{target.name}.part-{uuid.uuid4().hex[:8]}")
     try:
-        with _clear_errors(target):
+        with clear_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target)
             part.mkdir()
@@ -157,7 +159,7 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _clear_errors(target: Path) -> Iterator[None]:
+def clear_errors(target: Path) -> Iterator[None]:
     """Put a full disk or a missing permission in one line."""
     try:
         yield

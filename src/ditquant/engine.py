@@ -1,6 +1,7 @@
 """The engine: match a recipe to a model's layers, see their inputs, fit, quantize, and swap the layers in place."""
 
 import logging
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,14 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditquant.calibration import collect, run_prompts
+from ditquant.calibration import (
+    MAX_CALLS,
+    Part,
+    TensorStore,
+    WorkFolder,
+    conditions,
+    describe_models,
+    quantize_blocks,
+    quantize_one_pass,
+    record_parts,
+    run_prompts,
+)
 from ditquant.errors import DitQuantError
 from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
 from ditquant.nn import LowRank, QuantLinear, set_module
-from ditquant.progress import bar as progress_bar
-from ditquant.quantizers import DATA_FREE, QUANTIZERS, check_options
+from ditquant.quantizers import NEEDS_GRAM, QUANTIZERS, check_options, reads_data
 from ditquant.quantizers.low_rank import fit_low_rank
 from ditquant.recipe import Recipe, Rule
 from ditquant.specs import LayerPlan, QuantPlan, check_divides
@@ -34,39 +45,51 @@ def quantize(
     prompts: Sequence[str | int] | None = None,
     forward: Callable[[nn.Module], object] | None = None,
     seed: int = 0,
+    work_dir: str | os.PathLike | None = None,
+    max_calls: int = MAX_CALLS,
 ) -> QuantPlan:
     """Quantize a diffusers pipeline's transformers, or any module, in place; return what was decided.
 
     `prompts` (pipelines) are generated once at the pipeline's default settings to calibrate; for a module,
-    `forward(model)` runs it on representative inputs. Without either, whatever needs data is left out of the recipe:
-    no smoothing, Hadamard rotation for every layer, and a plain weight fit. Equal arguments give equal bits. Nothing
-    is changed if an error is raised.
+    `forward(model)` runs it on representative inputs. `max_calls` calls of the blocks, spread over the trajectory, are
+    recorded, and block after block is fitted to what the quantized blocks before it make of them. Without prompts and
+    forward, whatever needs data is left out of the recipe: no smoothing, Hadamard rotation for every layer, and a plain
+    weight fit. Equal arguments give equal bits. Nothing is changed if an error is raised.
+
+    `work_dir` keeps what is finished: killed and called again with equal arguments (an equal `forward` is up to the
+    caller), the run goes on at the block where it was, and ends with the same bits. Delete the folder afterwards.
 
     Returns:
         The plan; for a pipeline with several transformers the names start with the component's.
 
     Raises:
         DitQuantError: an unknown recipe, no layer that it matches, NaN or infinite weights or inputs (names the layer),
-            a group size that does not divide a width, a model that is already quantized or not loaded.
+            a group size that does not divide a width, a model that is already quantized or not loaded, a work folder
+            of another run.
     """
     recipe = Recipe.load(recipe)
-    parts = transformers_of(model)
-    matched = {name: match(part, recipe) for name, part in parts.items()}
-    stats = _calibrate(model, parts, matched, prompts, forward, seed)
-    if stats is None and any(uses_data(r) for rules in matched.values() for _, r in rules):
+    matched = {name: match(part, recipe) for name, part in transformers_of(model).items()}
+    run = _runner(model, prompts, forward, seed)
+    if type(max_calls) is not int or max_calls < 1:
+        raise DitQuantError(f"max_calls {max_calls!r} is not allowed. Choose a positive integer; {MAX_CALLS} is usual.")
+    parts = [_part(name, part, matched[name], seed) for name, part in transformers_of(model).items()]
+    if run is None and any(part.data for part in parts):
         log.warning(
             "no calibration prompts: recipe %r runs data-free, without smoothing and salient rotations", recipe.name
         )
-    total = sum(len(rules) for rules in matched.values())
-    swaps: dict[str, dict[str, QuantLinear]] = {}
-    with progress_bar(total=total, desc="quantizing", unit="layer") as bar:
-        for name, part in parts.items():
-            seen = {} if stats is None else stats[name]
-            swaps[name] = {}
-            for layer, rule in matched[name]:
-                swaps[name][layer.name] = quantize_layer(part.get_submodule(layer.name), layer, rule, seen, seed)
-                bar.update()
-    plans = {name: _swap(parts[name], matched[name], swaps[name], recipe) for name in parts}
+    work = None
+    if work_dir is not None:
+        chosen = {"recipe": recipe.to_dict(), "prompts": prompts, "forward": forward is not None, "seed": seed}
+        work = WorkFolder(work_dir, describe_models(model, parts) | chosen | {"max_calls": max_calls})
+    made: dict[str, dict[str, QuantLinear]] = {}
+    with TensorStore() as store:
+        recordings = {} if run is None else record_parts(parts, run, store, max_calls, work)
+        for part in parts:
+            if part.name in recordings:
+                made[part.name] = quantize_blocks(part, recordings[part.name], work)
+            else:
+                made[part.name] = quantize_one_pass(part, run, work)
+    plans = {part.name: _swap(part, made[part.name], recipe) for part in parts}
     if len(plans) == 1:
         return next(iter(plans.values()))
     return QuantPlan({f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}, recipe.name)
@@ -107,7 +130,7 @@ def check_rule(rule: Rule, layer: Layer) -> None:
 
 def uses_data(rule: Rule) -> bool:
     """Say whether calibration changes what a rule makes."""
-    return bool(rule.transforms) or rule.quantizer not in DATA_FREE
+    return bool(rule.transforms or rule.rank) or reads_data(rule.quantizer, rule.quantizer_options)
 
 
 def quantize_layer(
@@ -135,27 +158,30 @@ def quantize_layer(
     return QuantLinear.from_linear(linear, packed, transforms, plan, low_rank)
 
 
-def _calibrate(model, parts, matched, prompts, forward, seed) -> dict[str, dict[str, LayerStats]] | None:
-    """Statistics by part and layer; None without data."""
+def _runner(model, prompts, forward, seed) -> Callable[[], object] | None:
+    """Return what runs the model on its calibration data; None without data."""
     if prompts is not None and forward is not None:
         raise DitQuantError("give either prompts (for a pipeline) or forward (for a module), not both.")
     if prompts is not None and isinstance(model, nn.Module):
         raise DitQuantError("prompts need a pipeline. For a bare module pass forward=, a function that calls it.")
     if forward is not None and not isinstance(model, nn.Module):
         raise DitQuantError("forward is for a bare module. For a pipeline pass prompts=, a list of texts.")
-    for name, part in parts.items():
-        _check_weights(part, [layer for layer, _ in matched[name]])
-    if prompts is None and forward is None:
-        return None
-    watched = {
-        f"{name}:{layer.name}": part.get_submodule(layer.name)
-        for name, part in parts.items()
-        for layer, rule in matched[name]
-        if uses_data(rule)
-    }
-    run = (lambda: run_prompts(model, prompts, seed)) if forward is None else (lambda: forward(model))
-    seen = collect(watched, run, seed=seed)
-    return {p: {n.partition(":")[2]: s for n, s in seen.items() if n.partition(":")[0] == p} for p in parts}
+    if prompts is not None:
+        conditions(model, prompts)
+        return partial(run_prompts, model, prompts, seed)
+    return None if forward is None else partial(forward, model)
+
+
+def _part(name: str, model: nn.Module, matched: Sequence[tuple[Layer, Rule]], seed: int) -> Part:
+    _check_weights(model, [layer for layer, _ in matched])
+    rules = {layer.name: (layer, rule) for layer, rule in matched}
+
+    def make(layer_name: str, stats: Mapping[str, LayerStats]) -> QuantLinear:
+        return quantize_layer(model.get_submodule(layer_name), *rules[layer_name], stats, seed)
+
+    data = [layer.name for layer, rule in matched if uses_data(rule)]
+    grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
+    return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed)
 
 
 def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
@@ -169,12 +195,10 @@ def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
             raise DitQuantError(f"the weight of {layer.name!r} holds NaN or infinite values. Check the checkpoint.")
 
 
-def _swap(
-    model: nn.Module, matched: list[tuple[Layer, Rule]], swaps: Mapping[str, QuantLinear], recipe: Recipe
-) -> QuantPlan:
-    for layer, _ in matched:
-        for name in (layer.name, *layer.aliases):
-            set_module(model, name, swaps[layer.name])
-    plan = QuantPlan({name: new.plan for name, new in swaps.items()}, recipe.name)
-    mark_quantized(model, plan)
+def _swap(part: Part, made: Mapping[str, QuantLinear], recipe: Recipe) -> QuantPlan:
+    for name, layer in part.layers.items():
+        for alias in (name, *layer.aliases):
+            set_module(part.model, alias, made[name])
+    plan = QuantPlan({name: made[name].plan for name in part.layers}, recipe.name)
+    mark_quantized(part.model, plan)
     return plan

@@ -14,3 +14,8 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """Return a tqdm bar that appears after two seconds; in a log file it writes a line every ten."""
     interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
     return tqdm(iterable, delay=DELAY_S, mininterval=interval, **options)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, above the bars."""
+    tqdm.write(line, file=sys.stderr)

@@ -71,13 +71,17 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class ActSpec:
-    """Dynamic activations: one scale per tensor, sample, token, or token and group of channels."""
+    """Dynamic activations: one scale per tensor, sample, token, or token and group of channels.
+
+    The range is `clip` times the one seen; values outside are clamped to its ends.
+    """
 
     bits: int
     granularity: str = "token"
     group_size: int | None = None
     symmetric: bool = True
     dynamic: bool = True
+    clip: float = 1.0
 
     def __post_init__(self):
         _check_bits(self.bits, "activation")
@@ -92,6 +96,9 @@ class ActSpec:
             )
         if self.dynamic is not True:
             raise DitQuantError("activation dynamic must be true: static activation scales are not offered.")
+        if type(self.clip) not in (int, float) or not 0 < self.clip <= 1:
+            raise DitQuantError(f"activation clip {self.clip!r} is not allowed. Choose a number above 0, at most 1.")
+        object.__setattr__(self, "clip", float(self.clip))  # 1 and 1.0 are one plan
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,65 @@ from jaxtyping import Float
 from torch import Tensor
 
 SAMPLE_SIZE = 512
+GRAM_ROWS = 1024  # rows of small updates are gathered to so many before they enter the Gram
+
+
+class Gram:
+    """Stream the sum of x xᵀ over rows, in float32 on the device that the rows are on.
+
+    Rows are summed in pieces of at least GRAM_ROWS, so that a stream of single rows costs no pass over the matrix each,
+    and the sum grows by few additions: its relative error stays near 1e-6.
+    """
+
+    def __init__(self, total: Float[Tensor, "K K"]):
+        self._sum = total
+        self._pending: list[Tensor] = []
+        self._waiting = 0  # rows of it
+
+    def add(self, rows: Float[Tensor, "R K"]) -> None:
+        """Add float32 rows."""
+        self._pending.append(rows)
+        self._waiting += len(rows)
+        if self._waiting >= GRAM_ROWS:
+            self._flush()
+        else:
+            self._pending[-1] = rows.clone()  # the caller may write over them
+
+    def merge(self, other: "Gram") -> None:
+        """Add another stream's sum."""
+        self._flush()
+        self._sum += other.total().to(self._sum.device)
+
+    def total(self) -> Float[Tensor, "K K"]:
+        """Return the sum over everything added."""
+        self._flush()
+        return self._sum
+
+    def mapped(self, forward) -> "Gram":
+        """Return the sum of f(x) f(x)ᵀ for a linear map f of rows on the CPU, where transforms are fitted."""
+        return Gram(forward(forward(self.total().cpu()).T).contiguous())
+
+    @property
+    def finite(self) -> bool:
+        """False where the sum has overflowed; no entry is larger than those on the diagonal."""
+        return bool(torch.isfinite(self._sum.diagonal()).all())
+
+    def _flush(self) -> None:
+        if self._pending:
+            device = self._pending[-1].device
+            rows = torch.cat([piece.to(device) for piece in self._pending])
+            self._pending, self._waiting = [], 0
+            self._sum = self._sum.to(device).addmm_(rows.T, rows)
 
 
 class LayerStats:
-    """Absolute maximum, sum of squares and a uniform sample of the input rows of one layer.
+    """Absolute maximum, sum of squares and a uniform sample of the input rows of one layer; `gram=True` adds E[x xᵀ].
 
     The sample holds the `sample_size` rows with the smallest random keys, so that it is uniform over all rows ever
     seen, and `merge` of two streams is again a uniform sample of their union.
     """
 
-    def __init__(self, in_features: int, sample_size: int = SAMPLE_SIZE, seed: int = 0):
+    def __init__(self, in_features: int, sample_size: int = SAMPLE_SIZE, seed: int = 0, gram: bool = False):
         self.count = 0
         self.absmax = torch.zeros(in_features)
         self.sum_squares = torch.zeros(in_features, dtype=torch.float64)
@@ -22,7 +71,8 @@ class LayerStats:
         self.sample_size = sample_size
         self._keys = torch.zeros(0)
         self._generator = torch.Generator().manual_seed(seed)
-        self.layer_input = self  # the statistics before any transform
+        self._gram = Gram(torch.zeros(in_features, in_features)) if gram else None
+        self._before: LayerStats | None = None
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "... K"]) -> None:
@@ -37,14 +87,23 @@ class LayerStats:
         keys = torch.rand(x.shape[0], generator=self._generator)
         chosen = keys.topk(min(self.sample_size, len(keys)), largest=False).indices
         self._keep(wide[chosen.to(x.device)].cpu(), keys[chosen])
+        if self._gram is not None:
+            self._gram.add(wide)
 
     def merge(self, other: "LayerStats") -> None:
-        """Add what another stream of the same layer has seen; streams need seeds of their own to be independent."""
+        """Add what another stream of the same layer has seen; streams need seeds of their own to be independent.
+
+        The Gram is lost if the other stream has none.
+        """
         self.sample_size = min(self.sample_size, other.sample_size)
         self.count += other.count
         self.absmax = torch.maximum(self.absmax, other.absmax)
         self.sum_squares += other.sum_squares
         self._keep(other.sample, other._keys)
+        if self._gram is not None and other._gram is not None:
+            self._gram.merge(other._gram)
+        else:
+            self._gram = None
 
     def _keep(self, rows: Tensor, keys: Tensor) -> None:
         rows, keys = torch.cat([self.sample, rows]), torch.cat([self._keys, keys])
@@ -54,9 +113,15 @@ class LayerStats:
         self.sample, self._keys = rows, keys
 
     @property
+    def layer_input(self) -> "LayerStats":
+        """The statistics before any transform."""
+        return self if self._before is None else self._before
+
+    @property
     def finite(self) -> bool:
         """False once a NaN or an infinity was seen."""
-        return bool(torch.isfinite(self.absmax).all() and torch.isfinite(self.sum_squares).all())
+        finite = bool(torch.isfinite(self.absmax).all() and torch.isfinite(self.sum_squares).all())
+        return finite and (self._gram is None or self._gram.finite)
 
     @property
     def rms(self) -> float:
@@ -68,9 +133,21 @@ class LayerStats:
         """E[x_k^2] of every channel."""
         return (self.sum_squares / max(self.count, 1)).float()
 
+    @property
+    def gram(self) -> Float[Tensor, "K K"] | None:
+        """E[x xᵀ] over everything seen; None if it was not asked for."""
+        return None if self._gram is None else (self._gram.total() / max(self.count, 1)).cpu()
+
+    @torch.no_grad()
     def transformed(self, forward) -> "LayerStats":
-        """Return the statistics of `forward(x)`, taken from the sample; `layer_input` stays the layer's own."""
+        """Return the statistics of `forward(x)`, a linear map; `layer_input` stays the layer's own.
+
+        The Gram, and with it E[x^2], is that of every row ever seen; all else is taken from the sample.
+        """
         stats = LayerStats(len(self.absmax), self.sample_size)
         stats.update(forward(self.sample))
-        stats.layer_input = self.layer_input
+        stats._before = self.layer_input
+        if self._gram is not None:
+            stats._gram = self._gram.mapped(forward)
+            stats.count, stats.sum_squares = self.count, stats._gram.total().diagonal().double().cpu()
         return stats

@@ -12,9 +12,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 import ditquant
+from ditquant import engine
 from ditquant.nn import QuantLinear
 from ditquant.specs import QuantPlan
-from tests.cli.command import contents, succeed, write_recipe
+from tests.cli.command import contents, refused, succeed, write_recipe
 from tests.cli.command import ditquant as command
 from tests.tiny import PROMPTS, paint
 
@@ -117,6 +118,38 @@ def test_long_work_shows_how_far_it_is(model, prompts, tmp_path, monkeypatch):
     assert "calibrating: 100%" in run.err and "2/2" in run.err
     assert "quantizing: 100%" in run.err and "20/20" in run.err
     assert "Loading" not in run.err and "Writing" not in run.err
+
+
+def test_a_work_folder_goes_on_after_an_interruption(model, quantized, prompts, tmp_path, monkeypatch):
+    quantize_layer, made = engine.quantize_layer, []
+
+    def interrupt(*arguments):
+        made.append(arguments[1].name)
+        if len(made) == 13:
+            raise KeyboardInterrupt
+        return quantize_layer(*arguments)
+
+    monkeypatch.setattr("ditquant.engine.quantize_layer", interrupt)
+    work, target = tmp_path / "work", tmp_path / "out"
+    words = ("quantize", model, "--recipe", "lrq-w4a8", "--prompts", prompts, "-o", target, "--work-dir", work)
+    run = command(*words)
+    assert run.code == 130 and work.is_dir() and not target.exists()
+    refused(command(*words, "--seed", 5), f"{work} holds the work of another run (other seed)")
+    made.clear()
+    made.extend(["done"] * 13)  # past the interruption
+    succeed(*words)
+    assert len(made) == 13 + 10 and not work.exists()
+    once, twice = load_file(quantized / WEIGHTS), load_file(target / WEIGHTS)
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_work_folder_that_is_something_else_is_refused_before_anything_is_loaded(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("ditquant.sources.load", lambda *_: pytest.fail("was loaded"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    words = ("quantize", model, "-o", tmp_path / "out", "--work-dir")
+    refused(command(*words, tmp_path / "full"), "holds something else")
+    refused(command(*words, tmp_path / "full" / "file"), "is a file")
 
 
 SLOW_SAVE = """

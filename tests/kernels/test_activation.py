@@ -1,5 +1,7 @@
 """Activation codes lie in range and within half a step of the input, with one scale for each part they promise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from ditquant.errors import DitQuantError
 from ditquant.kernels import fake_quantize, quantize_activation
+from ditquant.kernels.activation import SMALLEST
 from ditquant.specs import GRANULARITIES, ActSpec
 
 SHAPES = ((63,), (5, 63), (2, 5, 63), (2, 3, 4, 63), (3, 1000))
@@ -141,3 +144,47 @@ def test_bad_values_do_not_vanish(value, symmetric):
 def test_a_group_that_does_not_divide_is_refused():
     with pytest.raises(DitQuantError, match="group_size 8 does not divide in_features 63"):
         fake_quantize(some_input(2, 63), ActSpec(8, "group", 8))
+
+
+@pytest.mark.parametrize("clip", [0.3, 0.85])
+@pytest.mark.parametrize(("granularity", "symmetric", "bits"), SETTINGS)
+def test_a_clip_is_a_clamp_to_part_of_the_range(granularity, symmetric, bits, clip):
+    x = some_input(2, 5, 63)
+    x[0, 0] = 0
+    plain = act_spec(granularity, symmetric, bits, 9)
+    whole, clipped = quantize_activation(x, plain), quantize_activation(x, replace(plain, clip=clip))
+    torch.testing.assert_close(clipped.scale, (whole.scale * clip).clamp(min=SMALLEST))
+    half = 2 ** (bits - 1)
+    assert int(clipped.values.min()) >= (1 - half if symmetric else -half) and int(clipped.values.max()) == half - 1
+    zero = 0 if clipped.zero_point is None else clipped.zero_point
+    low, high = ((end - zero) * clipped.scale for end in ((1 - half if symmetric else -half), half - 1))
+    inside = x.unflatten(-1, clipped.values.shape[-2:]).clamp(low, high).flatten(-2)
+    error = (clipped.dequantize() - inside).unflatten(-1, clipped.values.shape[-2:]).abs()
+    assert bool((error <= 0.501 * clipped.scale).all())
+    assert not clipped.dequantize()[x == 0].any()
+
+
+def test_a_clip_of_one_changes_nothing():
+    x = some_input(5, 63)
+    for symmetric in (True, False):
+        plain = fake_quantize(x, ActSpec(4, symmetric=symmetric))
+        assert torch.equal(plain, fake_quantize(x, ActSpec(4, symmetric=symmetric, clip=1.0)))
+
+
+def test_a_clip_lowers_the_error_of_four_bits():
+    x = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
+
+    def error(clip: float) -> float:
+        return float((fake_quantize(x, ActSpec(4, clip=clip)) - x).square().sum())
+
+    assert error(0.8) < 0.8 * error(1.0) and error(0.05) > error(1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_bad_values_do_not_vanish_in_a_clip(value, symmetric):
+    x = some_input(3, 63)
+    x[1, 5] = value
+    found = fake_quantize(x, ActSpec(8, symmetric=symmetric, clip=0.9))
+    assert not bool(torch.isfinite(found[1]).all())
+    assert bool(torch.isfinite(found[[0, 2]]).all())

@@ -102,3 +102,20 @@ def test_lora_adapters_are_refused():
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
     with pytest.raises(DitQuantError, match=r"attn\.to_q' carries a LoRA adapter. Fuse or unload LoRAs"):
         find_linears(model)
+
+
+def test_a_linear_layer_with_more_to_lose_than_its_weight_is_left():
+    names = ("plain", "hooked", "pre", "buffer", "parameter", "child")
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+    model["empty"] = nn.Linear(4, 4)
+    model["empty"].weight = nn.Parameter(torch.empty(0, 4))
+    model["hooked"].register_forward_hook(lambda *_: None)
+    model["pre"].register_forward_pre_hook(lambda *_: None)
+    model["buffer"].register_buffer("scale", torch.ones(1))
+    model["parameter"].gain = nn.Parameter(torch.ones(1))
+    model["child"].norm = nn.LayerNorm(4)
+    coverage = find_linears(model)
+    assert [layer.name for layer in coverage.layers] == ["plain"]
+    reasons = {s.name: s.reason for s in coverage.skipped}
+    assert "hooks" in reasons["hooked"] and "hooks" in reasons["pre"] and "empty" in reasons["empty"]
+    assert all("more than a weight" in reasons[name] for name in ("buffer", "parameter", "child"))

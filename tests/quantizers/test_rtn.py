@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from ditquant.quantizers import QUANTIZERS
 from ditquant.specs import WeightSpec
+from ditquant.stats import LayerStats
 
 rtn = QUANTIZERS["rtn"]
 
@@ -75,3 +76,69 @@ def test_groups_are_rows_of_their_own():
 def test_mirrored_weights_give_mirrored_values():
     weight = torch.randn(4, 63, generator=torch.Generator().manual_seed(3))
     assert torch.equal(rtn(-weight, WeightSpec(4)).dequantize(), -rtn(weight, WeightSpec(4)).dequantize())
+
+
+def clipped_error(weight: torch.Tensor, spec: WeightSpec, stats: LayerStats | None, clip: str | None) -> torch.Tensor:
+    """Weighted squared error of every row and group."""
+    power = torch.ones(weight.shape[1]) if stats is None else stats.mean_square
+    error = (
+        rtn(weight, spec, stats, clip=clip, gain=False).dequantize().double() - weight.double()
+    ).square() * power.double()
+    return error.unflatten(1, (spec.groups(weight.shape[1]), -1)).sum(-1)
+
+
+def some_stats(width: int = 63) -> LayerStats:
+    stats = LayerStats(width)
+    stats.update(torch.randn(100, width, generator=torch.Generator().manual_seed(9)) * torch.logspace(-2, 1, width))
+    return stats
+
+
+@pytest.mark.parametrize("group_size", [None, 9])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_searched_clip_never_loses_in_any_row_or_group(bits, symmetric, group_size):
+    weight = torch.randn(40, 63, generator=torch.Generator().manual_seed(bits))
+    weight[5, 7] = 100.0
+    weight[6] = 0
+    spec = WeightSpec(bits, group_size=group_size, symmetric=symmetric)
+    for stats in (None, some_stats()):
+        whole, clipped = (clipped_error(weight, spec, stats, clip) for clip in (None, "mse"))
+        assert bool((clipped <= whole).all())
+        if bits < 4:
+            assert clipped.sum() < 0.9 * whole.sum()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_searched_clip_is_near_the_best_ratio(bits):
+    weight, spec = torch.randn(8, 1000, generator=torch.Generator().manual_seed(3)), WeightSpec(bits)
+    found = clipped_error(weight, spec, None, "mse")[:, 0]
+    half, top = 2 ** (bits - 1), weight.abs().amax(1, keepdim=True)
+    errors = []
+    for ratio in torch.linspace(0.05, 1, 400):
+        scale = ratio * top / (half - 1)
+        errors.append(((weight / scale).round().clamp(-half, half - 1) * scale - weight).square().sum(1))
+    assert bool((found <= 1.01 * torch.stack(errors).amin(0)).all())
+
+
+def test_the_clip_is_weighted_by_the_inputs():
+    weight, stats, spec = torch.randn(40, 63, generator=torch.Generator().manual_seed(4)), some_stats(), WeightSpec(3)
+    power = stats.mean_square
+    plain, weighted = (rtn(weight, spec, seen, clip="mse", gain=False).dequantize() - weight for seen in (None, stats))
+    assert (weighted.square() * power).sum() < 0.95 * (plain.square() * power).sum()
+    assert torch.equal(rtn(weight, spec, stats).codes, rtn(weight, spec).codes)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_a_clip_shrinks_is_scaled_back(symmetric):
+    weight, stats = torch.randn(40, 63, generator=torch.Generator().manual_seed(5)), some_stats()
+    spec = WeightSpec(3, group_size=9, symmetric=symmetric)
+    for seen, inputs in ((None, torch.eye(63)), (stats, stats.sample)):
+        exact = weight @ inputs.T
+        gains = [
+            ((rtn(weight, spec, seen, clip="mse", gain=gain).dequantize() @ inputs.T) * exact).sum(1)
+            / exact.square().sum(1)
+            for gain in (True, False)
+        ]
+        assert float((gains[0] - 1).abs().max()) < 1e-4 and float(gains[1].mean()) < 0.99
+    unclipped = rtn(weight, spec, stats)
+    assert torch.equal(unclipped.params["scale"], rtn(weight, spec, gain=False).params["scale"])

@@ -1,6 +1,25 @@
 """What was seen: the inputs of the layers on calibration prompts."""
 
+from ditquant.calibration.by_block import quantize_blocks, record_parts
 from ditquant.calibration.collect import collect
+from ditquant.calibration.conditions import conditions
+from ditquant.calibration.one_pass import quantize_one_pass
+from ditquant.calibration.part import Part
 from ditquant.calibration.prompts import run_prompts
+from ditquant.calibration.record import MAX_CALLS
+from ditquant.calibration.store import TensorStore
+from ditquant.calibration.work import WorkFolder, describe_models
 
-__all__ = ["collect", "run_prompts"]
+__all__ = [
+    "MAX_CALLS",
+    "Part",
+    "TensorStore",
+    "WorkFolder",
+    "collect",
+    "conditions",
+    "describe_models",
+    "quantize_blocks",
+    "quantize_one_pass",
+    "record_parts",
+    "run_prompts",
+]

@@ -20,6 +20,7 @@ from ditquant.cli.options import (
     pick_dtype,
     read_prompts,
 )
+from ditquant.errors import DitQuantError
 
 if TYPE_CHECKING:
     from ditquant.recipe import Recipe
@@ -34,13 +35,18 @@ def quantize(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what is finished: the same command goes on there.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Quantize MODEL with a recipe and save it.
 
-    --prompts calibrate: eight are usual, and not those you test with.
+    --prompts calibrate: eight are usual, and not those you test with. A run with --work-dir that was killed goes on at
+    the block where it was; the folder is deleted when the model is saved.
     """
     from ditquant import sources
+    from ditquant.calibration.work import check_work, clear_work
     from ditquant.engine import quantize as run
     from ditquant.recipe import Recipe
 
@@ -49,12 +55,16 @@ def quantize(
     device = pick_device(device)
     compute = pick_dtype(dtype, device)
     source = sources.find(model)
-    check_output(output, overwrite, source.folder, prompts)
+    check_output(output, overwrite, source.folder, prompts, work_dir)
+    if work_dir is not None:
+        check_work(work_dir)
     sources.check_calibration(source, texts)
     check_recipe(source, rules)
     loaded = sources.load(source, compute, device)
-    plan = run(loaded, rules, prompts=texts, seed=seed)
+    plan = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir)
     save(loaded, source, output, overwrite)
+    if work_dir is not None:
+        clear_work(work_dir)
     for line in summary(loaded, source, rules.name):
         print(line)
     print(f"saved to {output} (plan {plan.hash()})")
@@ -63,7 +73,6 @@ def quantize(
 def check_recipe(source: Source, recipe: Recipe) -> None:
     """Refuse a recipe that does not fit the model, before anything is downloaded or loaded."""
     from ditquant.engine import match
-    from ditquant.errors import DitQuantError
     from ditquant.skeleton import skeleton
 
     for name, config in source.transformers().items():

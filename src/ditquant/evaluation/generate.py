@@ -118,7 +118,7 @@ def _clear_errors(pipeline: Any, batch_size: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         hint = "Choose a smaller one" if batch_size > 1 else "Offload the pipeline or choose smaller pictures"
         raise DitQuantError(f"out of memory with batch_size {batch_size}. {hint}.") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         if isinstance(error, DitQuantError):
             raise
         what = f"{type(error).__name__}: {first_line(error).rstrip('.')}"

@@ -28,19 +28,22 @@ class QuantizedActivation:
 def quantize_activation(x: Float[Tensor, "... K"], spec: ActSpec) -> QuantizedActivation:
     """Quantize to signed codes of `spec.bits` bits, held in INT8.
 
-    Symmetric: scale = max|x| / (2^(bits-1) - 1), so that the largest value is met exactly. Asymmetric: the range from
-    min(x, 0) to max(x, 0) in 2^bits - 1 steps. Granularity `sample` takes one scale for each entry of the first axis,
-    and one for all of an input without such an axis ([L, K]).
+    Symmetric: scale = clip max|x| / (2^(bits-1) - 1), so that without a clip the largest value is met exactly.
+    Asymmetric: clip times the range from min(x, 0) to max(x, 0), in 2^bits - 1 steps. Granularity `sample` takes one
+    scale for each entry of the first axis, and one for all of an input without such an axis ([L, K]).
     """
     group = spec.group_size or x.shape[-1]
     check_divides(group, x.shape[-1], "the layer")
     grouped = x.float().unflatten(-1, (-1, group))
     half = 2 ** (spec.bits - 1)
     if spec.symmetric:
-        scale = _reduce(grouped.abs(), spec, torch.amax).div(half - 1).clamp(min=SMALLEST)
+        scale = _reduce(grouped.abs(), spec, torch.amax).mul(spec.clip).div(half - 1).clamp(min=SMALLEST)
         values, zero = torch.round(grouped / scale), None
+        if spec.clip < 1:
+            values = values.clamp(1 - half, half - 1)
     else:
         low, high = _reduce(grouped, spec, torch.amin).clamp(max=0), _reduce(grouped, spec, torch.amax).clamp(min=0)
+        low, high = low * spec.clip, high * spec.clip
         scale = (high - low).div(2 * half - 1).clamp(min=SMALLEST)
         zero = torch.round(-low / scale) - half
         values = (torch.round(grouped / scale) + zero).clamp(-half, half - 1)

@@ -133,4 +133,10 @@ def _why_not(module: nn.Module) -> str:
     weight: Tensor | None = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed, not stored"
-    return "" if weight.is_floating_point() else "its weight is not floating point"
+    if not weight.is_floating_point():
+        return "its weight is not floating point"
+    if weight.numel() == 0:
+        return "it is empty"
+    if set(module._parameters) - {"weight", "bias"} or module._buffers or module._modules:
+        return "it holds more than a weight and a bias"
+    return "" if not (module._forward_hooks or module._forward_pre_hooks) else "it has hooks, which would be lost"

@@ -91,9 +91,9 @@ class QuantLinear(nn.Linear):
             x = transform(x)
         return x
 
-    def forward(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
-        """Compute the layer in the dtype of `x`."""
-        x, weight = self.transform(x), self.packed()
+    def forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
+        """Compute the layer in the dtype of `input`, which has the name that nn.Linear gives it."""
+        x, weight = self.transform(input), self.packed()
         trains = x.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if torch.is_grad_enabled() and trains:
             y = StraightThrough.apply(x, self.bias, weight, self.plan.activation)

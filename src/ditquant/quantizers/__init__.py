@@ -1,6 +1,23 @@
 """How codes are chosen."""
 
-from ditquant.quantizers import rtn, twin_log
-from ditquant.quantizers.base import DATA_FREE, QUANTIZERS, WeightQuantizer, check_options
+from ditquant.quantizers import gptq, rtn, twin_log
+from ditquant.quantizers.base import (
+    DATA_FREE,
+    NEEDS_GRAM,
+    QUANTIZERS,
+    WeightQuantizer,
+    check_options,
+    reads_data,
+)
 
-__all__ = ["DATA_FREE", "QUANTIZERS", "WeightQuantizer", "check_options", "rtn", "twin_log"]
+__all__ = [
+    "DATA_FREE",
+    "NEEDS_GRAM",
+    "QUANTIZERS",
+    "WeightQuantizer",
+    "check_options",
+    "gptq",
+    "reads_data",
+    "rtn",
+    "twin_log",
+]

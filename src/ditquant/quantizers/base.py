@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditquant.errors import DitQuantError
 from ditquant.formats import PackedWeight
+from ditquant.quantizers.options import check_values
 from ditquant.registry import Registry, unknown
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
@@ -24,16 +25,23 @@ class WeightQuantizer(Protocol):
 
 
 QUANTIZERS: Registry[WeightQuantizer] = Registry("quantizer")
-DATA_FREE: set[str] = set()  # quantizers that statistics would not change
+DATA_FREE: set[str] = set()  # quantizers that statistics would not change, unless they search a clip
+NEEDS_GRAM: set[str] = set()  # quantizers whose statistics must hold the Gram
+
+
+def reads_data(name: str, options: Mapping[str, Any]) -> bool:
+    """Say whether statistics change what a quantizer makes with these options."""
+    return name not in DATA_FREE or options.get("clip") is not None
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an unknown quantizer, or options that are none of its keyword-only parameters."""
+    """Refuse an unknown quantizer, options that are none of its keyword-only parameters, and values not allowed."""
     parameters = inspect.signature(QUANTIZERS[name]).parameters.values()
     allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
             raise unknown(f"option of quantizer {name!r}", option, allowed)
+    check_values(name, options)
 
 
 def prepare(weight: Tensor, spec: WeightSpec, format_name: str) -> Tensor:
@@ -56,3 +64,8 @@ def prepare(weight: Tensor, spec: WeightSpec, format_name: str) -> Tensor:
     if not bool(torch.isfinite(weight).all()):
         raise DitQuantError("the weight holds NaN or infinite values. Check the checkpoint.")
     return weight
+
+
+def input_power(stats: LayerStats | None, in_features: int) -> Float[Tensor, " K"]:
+    """Return E[x^2] of every channel, the weight of its error; ones without data."""
+    return torch.ones(in_features) if stats is None else stats.mean_square.clamp(min=1e-12)

@@ -1,39 +1,39 @@
-"""Round to nearest between the minimum and the maximum of every row or group."""
+"""Round to nearest between the minimum and the maximum of every row or group, or within a clipped range."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ditquant.formats import PackedWeight
-from ditquant.quantizers.base import DATA_FREE, QUANTIZERS, prepare
+from ditquant.quantizers.affine_fit import fit_affine, round_affine
+from ditquant.quantizers.base import DATA_FREE, QUANTIZERS, input_power, prepare
+from ditquant.quantizers.gain import mend_gain
+from ditquant.quantizers.options import check_values
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
 
 
 @QUANTIZERS.register("rtn")
-def rtn(weight: Float[Tensor, "N K"], spec: WeightSpec, stats: LayerStats | None = None) -> PackedWeight:
+def rtn(
+    weight: Float[Tensor, "N K"],
+    spec: WeightSpec,
+    stats: LayerStats | None = None,
+    *,
+    clip: str | None = None,
+    gain: bool = True,
+) -> PackedWeight:
     """Quantize to format `affine`; needs no statistics.
 
-    Symmetric: scale = max|w| / (2^(bits-1) - 1). Asymmetric: the range is extended to include zero.
+    Symmetric: scale = max|w| / (2^(bits-1) - 1). Asymmetric: the range is extended to include zero. `clip` "mse"
+    searches the part of each range with the least squared error, weighted by E[x^2] where inputs were seen, and, with
+    `gain`, mends the 5 % of gain that it takes at 3 bits: without that, a clip makes a model's output worse.
     """
+    check_values("rtn", {"clip": clip, "gain": gain})
     weight = prepare(weight, spec, "affine")
-    grouped = weight.unflatten(1, (spec.groups(weight.shape[1]), -1))
-    top = 2**spec.bits - 1
-    if spec.symmetric:
-        half = 2 ** (spec.bits - 1)
-        scale = grouped.abs().amax(-1) / (half - 1)
-        zero, params = torch.full_like(scale, half), {"scale": scale}
-    else:
-        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-        scale = (high - low) / top
-        zero = torch.round(-low / _nonzero(scale))
-        params = {"scale": scale, "zero_point": zero.to(torch.uint8)}
-    codes = (torch.round(grouped / _nonzero(scale)[..., None]) + zero[..., None]).clamp(0, top)
-    return PackedWeight.from_codes(codes.flatten(1).to(torch.uint8), params, spec)
+    shape = (spec.groups(weight.shape[1]), -1)
+    grouped = weight.unflatten(1, shape)
+    params = fit_affine(grouped, spec, clip, input_power(stats, weight.shape[1]).view(shape))
+    packed = PackedWeight.from_codes(round_affine(grouped, params, spec).flatten(1), params, spec)
+    return mend_gain(weight, packed, stats) if gain and clip is not None else packed
 
 
 DATA_FREE.add("rtn")
-
-
-def _nonzero(scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, scale, 1)

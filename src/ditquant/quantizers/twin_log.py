@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ditquant.formats import PackedWeight
 from ditquant.formats.twin_log import ETA_MAX, ETA_MIN, ROUND_DOWN, codebook, signed_levels
-from ditquant.quantizers.base import QUANTIZERS, prepare
+from ditquant.quantizers.base import QUANTIZERS, input_power, prepare
+from ditquant.quantizers.gain import mend_gain
+from ditquant.quantizers.options import check_values
 from ditquant.quantizers.twin_log_fit import fit_shapes
 from ditquant.registry import Registry
 from ditquant.specs import WeightSpec
@@ -33,41 +35,43 @@ def twin_log(
     both are plain. `search` is "fit" or "paper", which has no gain correction. `gain=False` leaves the fit as it is:
     of less weight error by 10 log10(1/(1-D)) dB where D is the relative error, and of worse pictures.
     """
+    check_values("twin_log", {"gain": gain})
     weight = prepare(weight, spec, "twin_log")
-    groups = spec.groups(weight.shape[1])
-    error_weight = torch.ones(1, weight.shape[1]) if stats is None else stats.mean_square[None].clamp(min=1e-12)
-    scale, shape = SEARCHES[search](weight, error_weight, spec.bits, groups)
-    params = {"scale": scale.view(-1, groups), "shape": shape.view(-1, groups, 4)}
+    params = fit_twin_log(weight, spec, input_power(stats, weight.shape[1]), search)
     codes = nearest(weight, params, spec.bits)
-    if gain and search != "paper":
-        factor = output_gain(weight, PackedWeight.from_codes(codes, params, spec), stats)
-        params["scale"] = params["scale"] * factor[:, None]
-    return PackedWeight.from_codes(codes, params, spec)
+    packed = PackedWeight.from_codes(codes, params, spec)
+    return mend_gain(weight, packed, stats) if gain and search != "paper" else packed
+
+
+def fit_twin_log(
+    weight: Float[Tensor, "N K"], spec: WeightSpec, error_weight: Float[Tensor, " K"], search: str = "fit"
+) -> dict[str, Tensor]:
+    """Return the parameters of least error, weighted by input channel."""
+    groups = spec.groups(weight.shape[1])
+    scale, shape = SEARCHES[search](weight, error_weight[None], spec.bits, groups)
+    return {"scale": scale.view(-1, groups), "shape": shape.view(-1, groups, 4)}
 
 
 def nearest(weight: Float[Tensor, "N K"], params: dict[str, Tensor], bits: int) -> UInt8[Tensor, "N K"]:
     """Return the code of the nearest level that has the weight's sign."""
-    n = 2 ** (bits - 1)
-    positive, negative = codebook(params, bits).flatten(0, 1).split(n, dim=1)
-    values = torch.cat((negative.flip(1), positive), 1)
-    cuts = (values[:, 1:] + values[:, :-1]) / 2
+    cuts = thresholds(codebook(params, bits).flatten(0, 1))
+    return place(weight.reshape(len(cuts), -1), cuts).view(weight.shape)
+
+
+def thresholds(values: Float[Tensor, "R V"]) -> Float[Tensor, "R V-1"]:
+    """Return where one code's weights end and the next one's begin, rising; zero divides the signs."""
+    n = values.shape[1] // 2
+    rising = torch.cat((values[:, n:].flip(1), values[:, :n]), 1)
+    cuts = (rising[:, 1:] + rising[:, :-1]) / 2
     cuts[:, n - 1] = 0
-    place = torch.searchsorted(cuts, weight.reshape(len(cuts), -1), right=True, out_int32=True)
-    return torch.where(place >= n, place - n, 2 * n - 1 - place).to(torch.uint8).view(weight.shape)
+    return cuts
 
 
-def output_gain(weight: Float[Tensor, "N K"], packed: PackedWeight, stats: LayerStats | None) -> Float[Tensor, " N"]:
-    """Return <w,w> / <q,w> of every row, in the metric of the inputs where a sample of them is at hand.
-
-    Kept within a factor of two: a row whose output is all noise has no gain to correct.
-    """
-    size = packed.params["scale"].amax(1, keepdim=True).clamp(min=1e-38)  # squares stay within the range of float32
-    weight, quantized = weight / size, packed.dequantize() / size
-    if stats is not None and len(stats.sample):
-        weight, quantized = weight @ stats.sample.T, quantized @ stats.sample.T
-    power, overlap = weight.square().sum(1), (weight * quantized).sum(1)
-    usable = (overlap > 0) & (power > 0)
-    return torch.where(usable, power / torch.where(usable, overlap, 1), 1).clamp(0.5, 2)
+def place(weight: Float[Tensor, "R k"], cuts: Float[Tensor, "R V-1"]) -> UInt8[Tensor, "R k"]:
+    """Return the codes of weights between the thresholds of their rows."""
+    n = (cuts.shape[1] + 1) // 2
+    at = torch.searchsorted(cuts, weight, right=True, out_int32=True)
+    return torch.where(at >= n, at - n, 2 * n - 1 - at).to(torch.uint8)
 
 
 def _search_fit(weight: Tensor, error_weight: Tensor, bits: int, groups: int) -> tuple[Tensor, Tensor]:

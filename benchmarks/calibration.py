@@ -1,0 +1,107 @@
+"""Measure calibration block by block on PixArt-XL/2 (0.6 billion random weights, 256 tokens): time and memory.
+
+    python benchmarks/calibration.py               # some minutes; writes benchmarks/results/calibration.json
+
+4 prompts (random embeddings of 120 tokens), 4 steps of DPM-Solver++, both guidance branches in one call: 16 calls of
+512 tokens, all of them recorded. Bars on two cores: 6 minutes, and 4 GiB above the model.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from torch import nn
+
+import ditquant
+
+PROMPTS, STEPS, TEXT_TOKENS, GUIDANCE = 4, 4, 120, 4.5
+GIB = 1 << 30
+
+
+def build(layers: int) -> PixArtTransformer2DModel:
+    """Make PixArt-XL/2 for 256 pixels with random weights."""
+    torch.manual_seed(0)
+    return PixArtTransformer2DModel(
+        num_layers=layers,
+        num_attention_heads=16,
+        attention_head_dim=72,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=1152,
+        caption_channels=4096,
+        sample_size=32,
+        patch_size=2,
+        use_additional_conditions=False,
+    ).eval()
+
+
+def sample(model: nn.Module) -> None:
+    """Denoise the latents of every prompt."""
+    for prompt in range(PROMPTS):
+        generator = torch.Generator().manual_seed(prompt)
+        scheduler = DPMSolverMultistepScheduler(beta_end=0.02, beta_schedule="linear")
+        scheduler.set_timesteps(STEPS)
+        text = torch.randn(2, TEXT_TOKENS, 4096, generator=generator)
+        latents = torch.randn(1, 4, 32, 32, generator=generator)
+        for step in scheduler.timesteps:
+            noise = model(
+                latents.expand(2, -1, -1, -1),
+                encoder_hidden_states=text,
+                encoder_attention_mask=torch.ones(2, TEXT_TOKENS),
+                timestep=step.expand(2),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                return_dict=False,
+            )[0][:, :4]
+            without, given = noise.chunk(2)
+            guided = without + GUIDANCE * (given - without)
+            latents = scheduler.step(guided, step, latents, return_dict=False)[0]
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="lrq-w4a8")
+    parser.add_argument("--layers", type=int, default=28, help="fewer blocks for a quick look")
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "calibration.json")
+    options = parser.parse_args()
+    model = build(options.layers)
+    weights = sum(p.numel() for p in model.parameters())
+    before = resident_bytes()
+    wall, cpu = time.perf_counter(), time.process_time()
+    plan = ditquant.quantize(model, options.recipe, forward=sample)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "recipe": options.recipe,
+        "blocks": options.layers,
+        "weights": weights,
+        "layers": len(plan.layers),
+        "wall_s": round(wall, 1),
+        "cpu_s": round(cpu, 1),
+        "model_gib": round(before / GIB, 2),
+        "above_model_gib": round((peak - before) / GIB, 2),
+        "plan": plan.hash(),
+    }
+    print(
+        f"{weights / 1e9:.2f} billion weights, {len(plan.layers)} layers, {options.recipe}: {wall:.0f} s "
+        f"({cpu:.0f} s of processor time, {torch.get_num_threads()} threads; bar 360 s on two cores), "
+        f"{result['above_model_gib']:.2f} GiB above the model's {result['model_gib']:.2f} (bar 4)"
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Quantize a model block by block: every block sees what the quantized blocks before it make of the recorded calls."""
+
+import logging
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ditquant.calibration.collect import check_finite, collect, watched
+from ditquant.calibration.part import Part
+from ditquant.calibration.record import Recording, can_walk, empty_recording, record
+from ditquant.calibration.store import TensorStore
+from ditquant.calibration.walk import Step, Walk, problem_of
+from ditquant.calibration.work import WorkFolder
+from ditquant.formats import PackedWeight
+from ditquant.models import family_of
+from ditquant.nn import QuantLinear
+from ditquant.progress import bar as progress_bar
+from ditquant.progress import say
+from ditquant.stats import SAMPLE_SIZE, LayerStats
+
+log = logging.getLogger(__name__)
+_FIT_SECONDS = 2.5e-7  # a weight: Twin-Log on one core, for the first estimate
+_MIB = 1 << 20
+
+
+def record_parts(
+    parts: Sequence[Part],
+    run: Callable[[], object],
+    store: TensorStore,
+    max_calls: int,
+    work: WorkFolder | None = None,
+) -> dict[str, Recording]:
+    """Run the models once and return the recordings of those whose blocks can be run one by one."""
+    found: dict[str, Recording] = {}
+    new: dict[str, Recording] = {}
+    for part in parts:
+        family = family_of(part.model)
+        if part.data and can_walk(family):
+            recording = empty_recording(part.model, family, store)
+            known = work is not None and work.load_recording(part.unit("recorded"), recording)
+            (found if known else new)[part.name] = recording
+    if not new:
+        return found
+    here = [part for part in parts if part.name in new]
+    linears = {f"{p.name}:{name}": linear for p in here for name, linear in p.linears(p.data).items()}
+    with watched(linears, check_finite):
+        record(new, run, max_calls, here[0].seed)
+    for part in here:
+        recording = new[part.name]
+        problem = problem_of(recording)
+        if problem:
+            log.warning("calibrating %s in one pass: %s", type(part.model).__name__, problem)
+            store.drop(recording.refs)
+            continue
+        found[part.name] = recording
+        if work is not None:
+            work.save_recording(part.unit("recorded"), recording)
+    return found
+
+
+def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = None) -> dict[str, QuantLinear]:
+    """Return the quantized layers of a part; the model is as before when it returns or raises."""
+    walk, stages = Walk(recording), _stages(part, recording)
+    last = max(i for i, stage in enumerate(stages) if stage.data)  # nothing has to be seen behind it
+    ready = next((i for i, stage in enumerate(stages) if work is None or not work.done(stage.unit)), len(stages))
+    say(_forecast(part, recording, stages, ready))
+    made: dict[str, QuantLinear] = {}
+    with progress_bar(total=len(part.layers), desc="quantizing", unit="layer") as bar:
+        for i, (step, stage) in enumerate(zip(walk.steps(), stages, strict=True)):
+            if i < ready:
+                made |= work.load(stage.unit, part.linears(stage.new))
+                bar.update(len(stage.new))
+                if i == ready - 1:
+                    work.restore(stage.unit, walk)
+                continue
+            made |= _quantize_block(part, walk, step, stage.data, stage.new, bar)
+            if i < last:
+                inside = {name: made[name] for name in stage.inside}
+                with part.swapped(inside), _decoded_once(inside.values()):
+                    walk.run(step, carry=True)
+            if work is not None:
+                before = stages[i - 1].unit if i else None
+                work.save(stage.unit, {n: made[n] for n in stage.new}, walk if i < last else None, before)
+    return made
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The layers of one block: all that are quantized, those that no block before has, those that look at data."""
+
+    unit: str
+    inside: list[str]
+    new: list[str]
+    data: list[str]
+
+
+def _stages(part: Part, recording: Recording) -> list[_Stage]:
+    names = {linear: name for name, linear in part.linears(part.layers).items()}
+    stages: list[_Stage] = []
+    known: set[str] = set()
+    for unit, block in (entry for one in recording.lists for entry in one.blocks):
+        inside = [names[module] for module in block.modules() if module in names]
+        new = [name for name in inside if name not in known]
+        known.update(new)
+        stages.append(_Stage(part.unit(unit), inside, new, [name for name in new if name in part.data]))
+    return stages
+
+
+def _quantize_block(
+    part: Part, walk: Walk, step: Step, data: list[str], new: list[str], bar: tqdm
+) -> dict[str, QuantLinear]:
+    seen: dict[str, LayerStats] = {}
+    if data:
+        seed = part.seed + zlib.crc32(step.name.encode())
+        run = partial(walk.run, step, carry=False)
+        seen = collect(part.linears(data), run, seed=seed, grams=part.grams)
+    made = {}
+    for name in new:
+        made[name] = part.make(name, seen)
+        seen.pop(name, None)
+        bar.update()
+    return made
+
+
+def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int) -> str:
+    """Say how much there is to do, and what it takes."""
+    store, calls = recording.store, len(recording.lists[0].calls)
+    statistics = max(sum(map(partial(_statistics_bytes, part), stage.data)) for stage in stages)
+    weights = sum(part.layers[name].parameters for stage in stages[ready:] for name in stage.new)
+    blocks = sum(1 for stage in stages[ready:] if stage.data)
+    seconds = 2 * recording.seconds_per_call * calls * blocks / len(stages) + weights * _FIT_SECONDS
+    return (
+        f"{part.name or type(part.model).__name__}: {len(part.layers)} layers in {len(stages)} blocks"
+        + (f", {ready} of them finished before" if ready else "")
+        + f"; {calls} recorded calls take {store.memory_bytes / _MIB:.0f} MiB of memory and "
+        f"{store.disk_bytes / _MIB:.0f} MiB of disk, a block's statistics up to {statistics / _MIB:.0f} MiB; "
+        f"about {max(1, round(seconds / 60))} min"
+    )
+
+
+def _statistics_bytes(part: Part, name: str) -> int:
+    width = part.layers[name].in_features
+    return 4 * width * (SAMPLE_SIZE + (width if name in part.grams else 0))
+
+
+class _DecodedOnce(PackedWeight):
+    """Keeps what it decodes: a block is run on many calls in a row."""
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return super().dequantize()
+
+    @cached_property
+    def _int8(self) -> tuple[Tensor, Tensor] | None:
+        return super().to_int8()
+
+    def dequantize(self) -> Tensor:
+        return self._values
+
+    def to_int8(self) -> tuple[Tensor, Tensor] | None:
+        return self._int8
+
+
+@contextmanager
+def _decoded_once(layers: Collection[QuantLinear]) -> Iterator[None]:
+    """Let quantized layers decode their weights once."""
+    for layer in layers:
+        packed = layer.packed()
+        once = _DecodedOnce(packed.codes, packed.params, packed.shape, packed.spec)
+        layer.packed = lambda once=once: once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.packed

@@ -1,0 +1,100 @@
+"""How recorded calls, carried results and quantized layers are written to files and read again, bit for bit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ditquant.atomic import atomic_file
+from ditquant.calibration.arguments import from_plain, to_plain
+from ditquant.calibration.record import Recording
+from ditquant.calibration.store import Ref
+from ditquant.calibration.walk import Walk
+from ditquant.nn import QuantLinear
+from ditquant.specs import LayerPlan
+
+_CALLS, _PLANS, _LAYERS, _CARRIED = "calls.json", "plans.json", "layers.safetensors", "carried"
+
+
+def save_recording(folder: Path, recording: Recording) -> None:
+    """Write the recorded calls, and last the file that says that they are complete.
+
+    Raises:
+        NotPlain: an argument is an object that files cannot hold.
+    """
+    plain = [{call: to_plain(args) for call, args in one.calls.items()} for one in recording.lists]
+    folder.mkdir(exist_ok=True)
+    for ref in set(recording.refs):
+        save_file({"x": recording.store.get(ref)}, folder / f"{ref.key}.safetensors")
+    with atomic_file(folder / _CALLS, overwrite=True) as file:
+        file.write_text(json.dumps(plain))
+
+
+def load_recording(folder: Path, recording: Recording) -> bool:
+    """Fill a recording with the calls in a folder; False if they are not complete."""
+    if not (folder / _CALLS).exists():
+        return False
+    held: dict[str, Ref] = {}
+
+    def hold(value: Any) -> Any:
+        if not isinstance(value, Ref):
+            return value
+        if value.key in held:
+            return recording.store.again(held[value.key])
+        held[value.key] = recording.store.put(load_file(folder / f"{value.key}.safetensors")["x"])
+        return held[value.key]
+
+    for one, calls in zip(recording.lists, json.loads((folder / _CALLS).read_text()), strict=True):
+        one.calls = {int(call): tree_map(hold, from_plain(arguments)) for call, arguments in calls.items()}
+    return True
+
+
+def save_carried(folder: Path, walk: Walk) -> None:
+    """Write what a walk carries, one file a call."""
+    (folder / _CARRIED).mkdir()
+    for call, values in walk.carried.items():
+        tensors = {name: walk.store.get(ref) for name, ref in values.items() if ref is not None}
+        save_file(tensors, folder / _CARRIED / f"{call}.safetensors", {"names": json.dumps(list(values))})
+
+
+def load_carried(folder: Path, walk: Walk) -> None:
+    """Give a walk what `save_carried` wrote."""
+    for path in sorted((folder / _CARRIED).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = json.loads(file.metadata()["names"])
+            held = {name: walk.store.put(file.get_tensor(name), share=False) for name in file.keys()}  # noqa: SIM118
+        walk.carried[int(path.stem)] = {name: held.get(name) for name in names}
+
+
+def save_layers(folder: Path, layers: Mapping[str, QuantLinear]) -> None:
+    """Write plans and state of quantized layers; the bias stays with the model."""
+    plans = {name: layer.plan.to_dict() for name, layer in layers.items()}
+    tensors = {f"{n}/{key}": t.contiguous() for n, layer in layers.items() for key, t in _state(layer).items()}
+    save_file(tensors, folder / _LAYERS)
+    (folder / _PLANS).write_text(json.dumps(plans))
+
+
+def load_layers(folder: Path, linears: Mapping[str, nn.Linear]) -> dict[str, QuantLinear]:
+    """Rebuild the quantized layers in a folder from the layers that they replace."""
+    plans, tensors = json.loads((folder / _PLANS).read_text()), load_file(folder / _LAYERS)
+    layers = {}
+    for name, plan in plans.items():
+        old, new_plan = linears[name], LayerPlan.from_dict(plan)
+        device, dtype = old.weight.device, old.weight.dtype
+        new = QuantLinear(old.in_features, old.out_features, old.bias is not None, new_plan, device, dtype)
+        with torch.no_grad():
+            for key, value in _state(new).items():
+                value.copy_(tensors[f"{name}/{key}"])
+        new.bias = old.bias
+        layers[name] = new.train(old.training)
+    return layers
+
+
+def _state(layer: QuantLinear) -> dict[str, Tensor]:
+    return {key: value for key, value in layer.state_dict().items() if key != "bias"}

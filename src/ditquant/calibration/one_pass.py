@@ -1,0 +1,46 @@
+"""Quantize a model whose blocks cannot be run one by one: all layers see the full-precision model."""
+
+from collections.abc import Callable, Iterator
+
+from ditquant.calibration.collect import collect
+from ditquant.calibration.part import Part
+from ditquant.calibration.work import WorkFolder
+from ditquant.nn import QuantLinear
+from ditquant.progress import bar as progress_bar
+
+GRAM_LIMIT = 2 << 30  # bytes of Gram matrices that are held at a time
+
+
+def quantize_one_pass(
+    part: Part, run: Callable[[], object] | None, work: WorkFolder | None = None
+) -> dict[str, QuantLinear]:
+    """Return the quantized layers of a part; `run` runs the model, more than once where it has many Gram matrices."""
+    made: dict[str, QuantLinear] = {}
+    for names in _groups(part):
+        left = [name for name in names if work is None or not work.done(part.unit(name))]
+        seen = {}
+        if left and run is not None:
+            watched = part.linears([name for name in names if name in part.data])
+            seen = collect(watched, run, seed=part.seed, grams=part.grams) if watched else {}
+        for name in progress_bar(names, desc="quantizing", unit="layer"):
+            if name in left:
+                made[name] = part.make(name, seen)
+                if work is not None:
+                    work.save(part.unit(name), {name: made[name]})
+            else:
+                made |= work.load(part.unit(name), part.linears([name]))
+    return made
+
+
+def _groups(part: Part) -> Iterator[list[str]]:
+    """Split the layers where their Gram matrices would exceed the limit."""
+    group: list[str] = []
+    size = 0
+    for name, layer in part.layers.items():
+        more = 4 * layer.in_features**2 if name in part.grams else 0
+        if group and size + more > GRAM_LIMIT:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += more
+    yield group

@@ -1,0 +1,51 @@
+"""One model to quantize: what is quantized in it, and what that needs to see."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from ditquant.models import Layer
+from ditquant.nn import QuantLinear, set_module
+from ditquant.stats import LayerStats
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model (a component of a pipeline, or "" alone) and its layers that are quantized, by name.
+
+    `data` are those that statistics change, `grams` those that need a Gram matrix; `make` quantizes one of them with
+    the statistics that there are.
+    """
+
+    name: str
+    model: nn.Module
+    layers: Mapping[str, Layer]
+    data: Collection[str]
+    grams: Collection[str]
+    make: Callable[[str, Mapping[str, LayerStats]], QuantLinear]
+    seed: int = 0
+
+    def linears(self, names: Collection[str]) -> dict[str, nn.Linear]:
+        """Return the modules of some layers."""
+        return {name: self.model.get_submodule(name) for name in self.layers if name in names}
+
+    def unit(self, name: str) -> str:
+        """Name a piece of work after this part."""
+        return f"{self.name}.{name}" if self.name else name
+
+    @contextmanager
+    def swapped(self, made: Mapping[str, QuantLinear]) -> Iterator[None]:
+        """Put quantized layers in place for a while."""
+        old = self.linears(made)
+        try:
+            self._put(made)
+            yield
+        finally:
+            self._put(old)
+
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            for alias in (name, *self.layers[name].aliases):
+                set_module(self.model, alias, module)
