@@ -15,6 +15,7 @@ from ditquant.calibration import (
     Part,
     TensorStore,
     WorkFolder,
+    check_max_calls,
     conditions,
     describe_models,
     quantize_blocks,
@@ -70,8 +71,7 @@ def quantize(
     recipe = Recipe.load(recipe)
     matched = {name: match(part, recipe) for name, part in transformers_of(model).items()}
     run = _runner(model, prompts, forward, seed)
-    if type(max_calls) is not int or max_calls < 1:
-        raise DitQuantError(f"max_calls {max_calls!r} is not allowed. Choose a positive integer; {MAX_CALLS} is usual.")
+    check_max_calls(max_calls)
     parts = [_part(name, part, matched[name], seed) for name, part in transformers_of(model).items()]
     if run is None and any(part.data for part in parts):
         log.warning(

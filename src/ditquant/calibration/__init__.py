@@ -6,7 +6,7 @@ from ditquant.calibration.conditions import conditions
 from ditquant.calibration.one_pass import quantize_one_pass
 from ditquant.calibration.part import Part
 from ditquant.calibration.prompts import run_prompts
-from ditquant.calibration.record import MAX_CALLS
+from ditquant.calibration.record import MAX_CALLS, check_max_calls
 from ditquant.calibration.store import TensorStore
 from ditquant.calibration.work import WorkFolder, describe_models
 
@@ -15,6 +15,7 @@ __all__ = [
     "Part",
     "TensorStore",
     "WorkFolder",
+    "check_max_calls",
     "collect",
     "conditions",
     "describe_models",

@@ -68,7 +68,7 @@ def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = 
     walk, stages = Walk(recording), _stages(part, recording)
     last = max(i for i, stage in enumerate(stages) if stage.data)  # nothing has to be seen behind it
     ready = next((i for i, stage in enumerate(stages) if work is None or not work.done(stage.unit)), len(stages))
-    say(_forecast(part, recording, stages, ready))
+    say(_forecast(part, recording, stages, ready, kept=work is not None))
     made: dict[str, QuantLinear] = {}
     with progress_bar(total=len(part.layers), desc="quantizing", unit="layer") as bar:
         for i, (step, stage) in enumerate(zip(walk.steps(), stages, strict=True)):
@@ -127,9 +127,10 @@ def _quantize_block(
     return made
 
 
-def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int) -> str:
-    """Say how much there is to do, and what it takes."""
+def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int, kept: bool) -> str:
+    """Say how much there is to do, and what it takes; `kept` recordings lie in a work folder too."""
     store, calls = recording.store, len(recording.lists[0].calls)
+    disk = store.disk_bytes + kept * (store.disk_bytes + store.memory_bytes)
     statistics = max(sum(map(partial(_statistics_bytes, part), stage.data)) for stage in stages)
     weights = sum(part.layers[name].parameters for stage in stages[ready:] for name in stage.new)
     blocks = sum(1 for stage in stages[ready:] if stage.data)
@@ -138,7 +139,7 @@ def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int
         f"{part.name or type(part.model).__name__}: {len(part.layers)} layers in {len(stages)} blocks"
         + (f", {ready} of them finished before" if ready else "")
         + f"; {calls} recorded calls take {store.memory_bytes / _MIB:.0f} MiB of memory and "
-        f"{store.disk_bytes / _MIB:.0f} MiB of disk, a block's statistics up to {statistics / _MIB:.0f} MiB; "
+        f"{disk / _MIB:.0f} MiB of disk, a block's statistics up to {statistics / _MIB:.0f} MiB; "
         f"about {max(1, round(seconds / 60))} min"
     )
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ditquant.calibration.arguments import Carried
 from ditquant.calibration.store import Ref, TensorStore
+from ditquant.errors import DitQuantError
 from ditquant.models import ModelFamily
 from ditquant.models.base import blocks_in
 
@@ -61,6 +62,12 @@ class Recording:
     def refs(self) -> list[Ref]:
         """All tensors of the arguments."""
         return [leaf for record in self.lists for leaf in tree_leaves(record.calls) if isinstance(leaf, Ref)]
+
+
+def check_max_calls(value: int) -> None:
+    """Refuse a number of calls that cannot be recorded."""
+    if type(value) is not int or value < 1:
+        raise DitQuantError(f"max_calls {value!r} is not allowed. Choose a positive integer; {MAX_CALLS} is usual.")
 
 
 def can_walk(family: ModelFamily) -> bool:

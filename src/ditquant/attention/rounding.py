@@ -1,0 +1,83 @@
+"""Integers of quantized attention, held as floats: Q and K by tile, V by channel, P by tile and without a sign.
+
+Differs from the paper: Q and K are smoothed and quantized too (SageAttention's Smooth-K), as its INT8 kernel needs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditquant.attention.grid import TILE
+from ditquant.errors import DitQuantError
+from ditquant.kernels.activation import SMALLEST
+
+BITS = (4, 8)
+EXACT_WIDTH = 2**24 // 127**2  # up to this head size float32 holds the INT32 sums of Q and K exactly
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The tensor `values * scale`; `values` are integers where it is quantized."""
+
+    values: Float[Tensor, "*H S D"]
+    scale: Float[Tensor, "*H #S #D"]
+
+
+def check_bits(bits: int | None, what: str) -> None:
+    """Refuse other widths than those that hardware multiplies."""
+    if bits is not None and (type(bits) is not int or bits not in BITS):
+        raise DitQuantError(f"{what} {bits!r} is not allowed. Choose 4, 8 or none.")
+
+
+def compute_dtype(q: Tensor, qk_bits: int | None) -> torch.dtype:
+    """Float32, or float64 where the input has it or integer sums need it."""
+    wide = q.dtype == torch.float64 or (qk_bits is not None and q.shape[-1] > EXACT_WIDTH)
+    return torch.float64 if wide else torch.float32
+
+
+def prepare(
+    q: Float[Tensor, "*H S D"], k: Float[Tensor, "*H S D"], v: Float[Tensor, "*H S D"], qk_bits: int | None, pv_bits
+) -> tuple[Scaled, Scaled, Scaled]:
+    """Widen, smooth K and quantize; the softmax scale 1/sqrt(D) is in that of Q."""
+    q, k, v = (x.to(compute_dtype(q, qk_bits)) for x in (q, k, v))
+    if qk_bits is None:
+        one = q.new_ones(()).expand(*q.shape[:-1], 1)
+        q, k = Scaled(q, one), Scaled(k, one)
+    else:
+        # a constant per row of scores is lost in the softmax, over whichever tiles
+        q, k = by_tile(q, qk_bits), by_tile(k - k.mean(-2, keepdim=True), qk_bits)
+    return Scaled(q.values, q.scale * q.values.shape[-1] ** -0.5), k, by_channel(v, pv_bits)
+
+
+def by_tile(x: Float[Tensor, "*H S D"], bits: int) -> Scaled:
+    """Symmetric codes, one scale for 64 tokens."""
+    largest = _tiles(x.abs(), -2).amax((-1, -2))
+    scale = (largest / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST)
+    scale = scale.repeat_interleave(TILE, -1)[..., : x.shape[-2], None]
+    return Scaled(torch.round(x / scale), scale)
+
+
+def by_channel(v: Float[Tensor, "*H S D"], bits: int | None) -> Scaled:
+    """Symmetric codes, one scale for a channel; unchanged without `bits`."""
+    if bits is None:
+        return Scaled(v, torch.ones_like(v[..., :1, :]))
+    scale = (v.abs().amax(-2, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST)
+    return Scaled(torch.round(v / scale), scale)
+
+
+def round_probabilities(p: Float[Tensor, "*H R S"], bits: int | None) -> Float[Tensor, "*H R S"]:
+    """Round a stripe of rows to unsigned codes times one scale a tile; unchanged without `bits`."""
+    if bits is None:
+        return p
+    tiles = _tiles(p, -1)  # [*H, R, T, 64]
+    scale = (tiles.amax((-1, -3), keepdim=True) / (2**bits - 1)).clamp(min=SMALLEST)
+    return (torch.round(tiles / scale) * scale).flatten(-2)[..., : p.shape[-1]]
+
+
+def _tiles(x: Tensor, dim: int) -> Tensor:
+    """Split an axis into tiles of 64, the last one filled with zeros."""
+    pad = (0, -x.shape[dim] % TILE) if dim == -1 else (0, 0, 0, -x.shape[dim] % TILE)
+    return F.pad(x, pad).unflatten(dim, (-1, TILE))

@@ -1,0 +1,155 @@
+"""Models of diffusers under a plan: a dense plan changes nothing, a sparse one follows the steps."""
+
+import pytest
+import torch
+
+from ditquant.attention import (
+    AttentionPlan,
+    StepClock,
+    TokenGrid,
+    apply_plan,
+    attend,
+    fit_attention,
+    record_attention,
+    step_bins,
+)
+from ditquant.attention.bits import pack_mask
+from ditquant.attention.install import attention_layers
+from ditquant.errors import DitQuantError
+from tests.attention.maps import some_mask
+from tests.tiny import HEADS, TEXT_TOKENS, inputs, run, tiny
+
+# the grid of the tiny models' inputs, and their self-attention layers
+GRIDS = {
+    "cogvideox": (TokenGrid(2, 2, 2, text=TEXT_TOKENS), 2),
+    "flux": (TokenGrid(1, 4, 4, text=TEXT_TOKENS), 4),
+    "pixart": (TokenGrid(1, 4, 4), 2),
+    "sd3": (TokenGrid(1, 4, 4, text=TEXT_TOKENS, text_first=False), 3),
+    "wan": (TokenGrid(2, 2, 2), 2),
+}
+
+
+def orders(grid: TokenGrid, blocks: int) -> torch.Tensor:
+    """All candidates in turn."""
+    candidates = grid.candidates()
+    return torch.tensor([candidates[i % len(candidates)] for i in range(blocks * HEADS)]).view(blocks, HEADS).byte()
+
+
+def large(name: str):
+    """A model, its inputs and grid with several tiles."""
+    model, given = tiny(name), None
+    if name == "wan":
+        given = inputs(model) | {
+            "hidden_states": torch.randn(1, 4, 3, 14, 18, generator=torch.Generator().manual_seed(0))
+        }
+        given |= {"encoder_hidden_states": given["encoder_hidden_states"][:1], "timestep": given["timestep"][:1]}
+        return model, given, TokenGrid(3, 7, 9)
+    given = inputs(model)
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(12.0), torch.arange(13.0))
+    noise = torch.randn(2, 156, 8, generator=torch.Generator().manual_seed(0))
+    return model, given | {"hidden_states": noise, "img_ids": ids}, TokenGrid(1, 12, 13, text=TEXT_TOKENS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_dense_plan_gives_the_models_own_output(name, dtype):
+    model, (grid, blocks) = tiny(name).to(dtype), GRIDS[name]
+    own = run(model)
+    apply_plan(model, AttentionPlan(grid, orders(grid, blocks)))
+    planned = run(model)
+    assert planned.dtype == own.dtype
+    assert (planned - own).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2) * own.abs().max()
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_cogvideox_with_and_without_rotary_positions(rotary):
+    model = tiny("cogvideox", use_rotary_positional_embeddings=rotary)
+    given = inputs(model)
+    if rotary:
+        angle = torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
+        given["image_rotary_emb"] = (angle.cos(), angle.sin())
+    grid, blocks = GRIDS["cogvideox"]
+    with torch.no_grad():
+        own = model(**given)[0]
+        apply_plan(model, AttentionPlan(grid, orders(grid, blocks)))
+        assert (model(**given)[0] - own).abs().max() <= 1e-5 * own.abs().max()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_recording_changes_nothing_and_sees_what_attention_sees(name):
+    model, (grid, blocks) = tiny(name), GRIDS[name]
+    own, seen = run(model), []
+    stop = record_attention(model, lambda block, q, k: seen.append((0, block, q, k)))
+    assert torch.allclose(run(model), own, atol=1e-6)
+    assert [block for _, block, _, _ in seen] == list(range(blocks)) and len(attention_layers(model)) == blocks
+    assert {tuple(q.shape) for _, _, q, _ in seen} == {(2, HEADS, grid.tokens, 16)}
+    stop()
+    assert torch.equal(run(model), own) and len(seen) == blocks
+    apply_plan(model, fit_attention(seen, grid, density=1.0).plan)
+    assert (run(model) - own).abs().max() <= 1e-5 * own.abs().max()
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+@torch.no_grad()
+def test_a_sparse_plan_uses_the_mask_of_the_step(name):
+    model, given, grid = large(name)
+    blocks = len(attention_layers(model))
+    masks = pack_mask(some_mask(grid, 2 * blocks * HEADS, 0.4)).view(2, blocks, HEADS, -1)
+    plan = AttentionPlan(grid, orders(grid, blocks), masks, steps=step_bins(3, own=1), density=0.4)
+    own, clock, outputs = model(**given)[0], StepClock(), []
+    undo = apply_plan(model, plan, clock)
+    for timestep in (0.9, 0.9, 0.5, 0.1, 0.9):
+        fixed = given | {"timestep": given["timestep"] * 0 + timestep}
+        outputs.append((model(**fixed)[0], clock.step))
+    assert [step for _, step in outputs] == [0, 0, 1, 2, 0]
+    assert torch.equal(outputs[0][0], outputs[1][0]) and torch.equal(outputs[0][0], outputs[4][0])
+    assert (outputs[0][0] - own).abs().max() > 1e-4 * own.abs().max()
+    undo()
+    assert torch.equal(model(**given)[0], own)
+    model(**given | {"timestep": given["timestep"] * 0})
+    assert clock.step == 0
+
+
+def test_a_core_attends_with_what_the_plan_says():
+    from ditquant.attention.install import PlannedCore
+
+    grid, clock = TokenGrid(3, 7, 9), StepClock(steps=4)
+    masks = pack_mask(some_mask(grid, 2 * 2 * HEADS, 0.4)).view(2, 2, HEADS, -1)
+    plan = AttentionPlan(grid, orders(grid, 2), masks, steps=(0, 1), qk_bits=8, pv_bits=4, density=0.4)
+    q, k, v = (torch.randn(1, HEADS, grid.tokens, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    core = PlannedCore(plan, 1, clock, "blocks.1.attn1")
+    for timestep, bin_ in ((9, 0), (8, 0), (7, 1), (6, 1)):
+        clock.see(timestep)
+        settings = {"grid": grid, "order": plan.order(1), "mask": plan.mask(bin_, 1), "qk_bits": 8, "pv_bits": 4}
+        assert torch.equal(core(q, k, v), attend(q, k, v, **settings))
+    q[0, 1, 3, 3] = float("nan")
+    with pytest.raises(DitQuantError, match=r"q of head 1 of blocks\.1\.attn1"):
+        core(q, k, v)
+
+
+def test_the_clock_hears_the_model():
+    model = tiny("pixart")
+    grid, blocks = GRIDS["pixart"]
+    given, seen, clock = inputs(model), [], StepClock()
+    apply_plan(model, AttentionPlan(grid, orders(grid, blocks), steps=(0, 0, 0)), clock)
+    with torch.no_grad():
+        for timestep in (900, 900, 500, 20, 900, 500):
+            model(**given | {"timestep": torch.full((2,), timestep)})
+            seen.append(clock.step)
+        assert seen == [0, 0, 1, 2, 0, 1]
+        model(**given | {"timestep": torch.full((2,), 400)})
+        with pytest.raises(DitQuantError, match="step 3 is outside of 3"):
+            model(**given | {"timestep": torch.full((2,), 300)})
+
+
+def test_refusals():
+    model, (grid, blocks) = tiny("pixart"), GRIDS["pixart"]
+    with pytest.raises(DitQuantError, match="LatteTransformer3DModel"):
+        apply_plan(tiny("latte"), AttentionPlan(grid, orders(grid, blocks)))
+    with pytest.raises(DitQuantError, match=r"3 blocks of 2 heads .* has 2 blocks of 2 heads"):
+        apply_plan(model, AttentionPlan(grid, orders(grid, 3)))
+    apply_plan(model, AttentionPlan(TokenGrid(1, 4, 5), torch.zeros(2, 2, dtype=torch.uint8)))
+    with pytest.raises(DitQuantError, match=r"transformer_blocks.0.attn1 has 16 tokens, .* has 20"):
+        run(model)
+    with pytest.raises(DitQuantError, match="no attention mask"):
+        model(**inputs(model) | {"attention_mask": torch.tensor([[1] * 15 + [0]] * 2)})
