@@ -16,6 +16,7 @@ from ditquant.calibration import (
     TensorStore,
     WorkFolder,
     check_max_calls,
+    check_weights,
     conditions,
     describe_models,
     quantize_blocks,
@@ -173,7 +174,7 @@ def _runner(model, prompts, forward, seed) -> Callable[[], object] | None:
 
 
 def _part(name: str, model: nn.Module, matched: Sequence[tuple[Layer, Rule]], seed: int) -> Part:
-    _check_weights(model, [layer for layer, _ in matched])
+    check_weights(model, [layer for layer, _ in matched])
     rules = {layer.name: (layer, rule) for layer, rule in matched}
 
     def make(layer_name: str, stats: Mapping[str, LayerStats]) -> QuantLinear:
@@ -182,17 +183,6 @@ def _part(name: str, model: nn.Module, matched: Sequence[tuple[Layer, Rule]], se
     data = [layer.name for layer, rule in matched if uses_data(rule)]
     grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
     return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed)
-
-
-def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        weight = model.get_submodule(layer.name).weight
-        if weight.is_meta:
-            raise DitQuantError(
-                f"the weight of {layer.name!r} is not loaded. Quantize before offloading, on the CPU or one device."
-            )
-        if not bool(torch.isfinite(weight).all()):
-            raise DitQuantError(f"the weight of {layer.name!r} holds NaN or infinite values. Check the checkpoint.")
 
 
 def _swap(part: Part, made: Mapping[str, QuantLinear], recipe: Recipe) -> QuantPlan:

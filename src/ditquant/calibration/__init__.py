@@ -4,7 +4,7 @@ from ditquant.calibration.by_block import quantize_blocks, record_parts
 from ditquant.calibration.collect import collect
 from ditquant.calibration.conditions import conditions
 from ditquant.calibration.one_pass import quantize_one_pass
-from ditquant.calibration.part import Part
+from ditquant.calibration.part import Part, check_weights
 from ditquant.calibration.prompts import run_prompts
 from ditquant.calibration.record import MAX_CALLS, check_max_calls
 from ditquant.calibration.store import TensorStore
@@ -16,6 +16,7 @@ __all__ = [
     "TensorStore",
     "WorkFolder",
     "check_max_calls",
+    "check_weights",
     "collect",
     "conditions",
     "describe_models",

@@ -1,11 +1,13 @@
 """One model to quantize: what is quantized in it, and what that needs to see."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from ditquant.errors import DitQuantError
 from ditquant.models import Layer
 from ditquant.nn import QuantLinear, set_module
 from ditquant.stats import LayerStats
@@ -49,3 +51,15 @@ class Part:
         for name, module in modules.items():
             for alias in (name, *self.layers[name].aliases):
                 set_module(self.model, alias, module)
+
+
+def check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Refuse weights that are not loaded, or not finite."""
+    for layer in layers:
+        weight = model.get_submodule(layer.name).weight
+        if weight.is_meta:
+            raise DitQuantError(
+                f"the weight of {layer.name!r} is not loaded. Quantize before offloading, on the CPU or one device."
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise DitQuantError(f"the weight of {layer.name!r} holds NaN or infinite values. Check the checkpoint.")

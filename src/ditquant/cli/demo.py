@@ -43,8 +43,12 @@ def demo(
     with atomic_folder(output, overwrite) as folder:
         plots = quantize_all(folder)
         print(f"painting {count} held-out prompts with each model, in a new process", flush=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool = multiprocessing.get_context("spawn").Pool(1)
+        try:
             table = pool.apply(compare_saved, (folder, count, plots))
+        finally:
+            pool.close()
+            pool.join()
     show(table)
     print(f"{time.perf_counter() - begin:.0f} s in all; pictures and plots in {output / 'report.html'}")
 
