@@ -1,5 +1,6 @@
 """quantize() refuses in Python what the command line refuses: one line, and the model stays as it was."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,3 +66,23 @@ def test_the_first_layer_that_saw_nan_is_named():
         ditquant.quantize(pipeline, "lrq-w4a8", prompts=PROMPTS[:1])
     assert not quantized_layers(pipeline.transformer)
     assert torch.isfinite(next(pipeline.transformer.parameters())).all()
+
+
+@pytest.mark.parametrize("seed", [None, "a", 1.5, -1, True, 2**64])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(DitQuantError, match=r"seed .* is not allowed"):
+        ditquant.quantize(tiny("pixart"), "rtn-w4a8", seed=seed)
+
+
+def test_seeds_of_numpy_are_integers():
+    plans = [ditquant.quantize(tiny("pixart"), "lrq-w4a8", seed=seed) for seed in (3, np.int64(3))]
+    assert plans[0].hash() == plans[1].hash()
+
+
+def test_prompts_may_come_one_after_the_other():
+    pipeline = tiny_pixart_pipeline()
+    rules = recipe(target="transformer_blocks.0.attn1.to_q", transforms=["smooth"])
+    plan = ditquant.quantize(pipeline, rules, prompts=(prompt for prompt in PROMPTS[:1]))
+    assert len(plan.layers) == 1
+    with pytest.raises(DitQuantError, match="prompts must be a list"):
+        ditquant.quantize(tiny_pixart_pipeline(), rules, prompts={"a": 1})

@@ -1,6 +1,7 @@
 """The engine: match a recipe to a model's layers, see their inputs, fit, quantize, and swap the layers in place."""
 
 import logging
+import operator
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from ditquant.stats import LayerStats
 from ditquant.transforms.fitters import FITTERS, check_fit_options, needs_data, takes_seed
 
 log = logging.getLogger(__name__)
+MAX_SEED = 2**62  # what is added to it for prompts and layers stays below torch's limit
 
 
 @torch.no_grad()
@@ -69,7 +71,9 @@ def quantize(
             a group size that does not divide a width, a model that is already quantized or not loaded, a work folder
             of another run.
     """
-    recipe = Recipe.load(recipe)
+    recipe, seed = Recipe.load(recipe), _check_seed(seed)
+    if prompts is not None and not isinstance(prompts, str | Mapping):
+        prompts = list(prompts)
     matched = {name: match(part, recipe) for name, part in transformers_of(model).items()}
     run = _runner(model, prompts, forward, seed)
     check_max_calls(max_calls)
@@ -94,6 +98,17 @@ def quantize(
     if len(plans) == 1:
         return next(iter(plans.values()))
     return QuantPlan({f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}, recipe.name)
+
+
+def _check_seed(seed: Any) -> int:
+    """Return a seed as an integer; numpy's integers are welcome."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= MAX_SEED:
+        raise DitQuantError(f"seed {seed!r} is not allowed. Choose an integer from 0 to {MAX_SEED}.")
+    return number
 
 
 def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:

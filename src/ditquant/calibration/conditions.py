@@ -1,7 +1,7 @@
 """What a pipeline is asked to paint: texts, or the classes of a class-conditional model."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,7 +19,7 @@ def conditions(pipeline: Any, prompts: Sequence[str | int]) -> tuple[str, list[s
     Raises:
         DitQuantError: no prompts, a prompt that is no text, or a class that the model does not know.
     """
-    if isinstance(prompts, str) or len(prompts) == 0:
+    if isinstance(prompts, str | Mapping) or len(prompts) == 0:
         raise DitQuantError(f"prompts must be a list with at least one prompt, got {prompts!r}.")
     if "class_labels" in accepted(pipeline):
         return "class_labels", [_class_label(pipeline, prompt) for prompt in prompts]
