@@ -30,10 +30,10 @@ def write_comparison(
         DitQuantError: the folder exists and must stay, or cannot be written.
     """
     curves = {model.name: model.steps for model in results.models if any(map(math.isfinite, model.steps))}
-    if curves:
-        plots = [drawn(plot_steps, curves, title="Step SQNR along the reference's trajectory"), *plots]
     gallery = Gallery(results.prompts, {model.name: model.images for model in results.models if model.images})
     with atomic_folder(folder, overwrite) as part:
+        if curves:
+            plots = [drawn(plot_steps, curves, title="Step SQNR along the reference's trajectory"), *plots]
         results.save(part / "results.json")
         write_report(
             part / "report.html", title, results_table(results), gallery, plots, header(results) | dict(facts or {})
