@@ -23,12 +23,21 @@ MODULE = {
     "weight bits True are not allowed": lambda m: ditquant.quantize(m, recipe(weight={"bits": True})),
     "quantizes none of the model's 20": lambda m: ditquant.quantize(m, recipe(target="role:modulation")),
     "not both": lambda m: ditquant.quantize(m, "rtn-w4a8", prompts=["a"], forward=run),
+    "reached none of the 20 layers": lambda m: ditquant.quantize(m, "lrq-w4a8", forward=lambda _: None),
+    "settings are for a pipeline's": lambda m: ditquant.quantize(m, "lrq-w4a8", forward=run, settings={"steps": 2}),
 }
 PIPELINE = {
     "at least one prompt": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=[]),
     "must be a list": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts="a fox"),
     "needs prompts of text, got 3": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=[3]),
     "forward is for a bare module": lambda p: ditquant.quantize(p, "lrq-w4a8", forward=run),
+    "unknown setting 'step'": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=["a"], settings={"step": 2}),
+    "takes no frames": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=["a"], settings={"frames": 2}),
+    "steps 0 is not allowed": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=["a"], settings={"steps": 0}),
+    "guidance nan is not allowed": lambda p: ditquant.quantize(
+        p, "lrq-w4a8", prompts=["a"], settings={"guidance": float("nan")}
+    ),
+    "does not take these settings": lambda p: ditquant.quantize(p, "lrq-w4a8", prompts=["a"], settings={"height": 13}),
 }
 
 
@@ -56,6 +65,53 @@ def test_a_pipeline(message):
 def test_weights_that_are_not_loaded():
     with pytest.raises(DitQuantError, match="is not loaded"):
         ditquant.quantize(tiny("pixart").to("meta"), "rtn-w4a8")
+
+
+def test_weights_in_eight_bits():
+    model = tiny("pixart")
+    linear = model.transformer_blocks[1].attn1.to_q
+    linear.weight = nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(DitQuantError, match=r"'transformer_blocks\.1\.attn1\.to_q' is stored as torch\.float8"):
+        ditquant.quantize(model, "rtn-w4a8")
+    assert not quantized_layers(model)
+
+
+class Odd(nn.Module):
+    """Two blocks whose second layer has a prime number of channels, too many to rotate; one layer is never called."""
+
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"a": nn.Linear(16, width), "b": nn.Linear(width, 16), "spare": nn.Linear(16, 16)})
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block["b"](block["a"](x))
+        return x
+
+
+def test_a_width_that_cannot_be_rotated_is_named_before_calibration():
+    calls = []
+    with pytest.raises(DitQuantError, match=r"blocks\.0\.b: a width of 4099 channels"):
+        ditquant.quantize(Odd(4099), "lrq-w4a8", forward=calls.append)
+    assert not calls
+
+
+def test_layers_that_calibration_misses_are_named(caplog):
+    model = Odd()
+    plan = ditquant.quantize(model, "lrq-w4a8", forward=lambda m: m(torch.randn(8, 16)))
+    assert "never reached 2 layers, which are quantized data-free: blocks.0.spare, blocks.1.spare" in caplog.text
+    assert "smooth" in [t.kind for t in plan.layers["blocks.0.a"].transforms]
+    assert "smooth" not in [t.kind for t in plan.layers["blocks.0.spare"].transforms]
+
+
+def test_settings_reach_the_calibration():
+    pipeline, steps = tiny_pixart_pipeline(), []
+    pipeline.transformer.register_forward_pre_hook(lambda *_: steps.append(1))
+    ditquant.quantize(pipeline, "lrq-w4a8", prompts=PROMPTS[:1], settings={"steps": 3, "guidance": None})
+    assert len(steps) == 3
 
 
 def test_the_first_layer_that_saw_nan_is_named():

@@ -14,7 +14,7 @@ ORDER = [
     {"specs"},
     {"stats", "formats"},
     {"kernels"},
-    {"transforms", "quantizers", "models", "attention"},
+    {"transforms", "quantizers", "models", "attention", "pipelines"},
     {"nn", "rule"},
     {"recipe"},
     {"sizes", "integrations", "calibration"},

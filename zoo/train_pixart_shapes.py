@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -245,13 +246,18 @@ def all_right(found: list[torch.Tensor], labels: torch.Tensor) -> float:
     return float(right.flatten(1).all(1).float().mean())
 
 
-def train_transformer(work: Path, steps: int, device: str, seed: int, batch: int = 32) -> PixArtAlphaPipeline:
+def train_transformer(
+    work: Path, steps: int, peak: float, device: str, seed: int, start_folder: Path | None, batch: int = 32
+) -> PixArtAlphaPipeline:
     vae = train_vae(work, 2000, device, seed)
     latents, captions = encode(work, vae, device, seed)
     tokenizer = make_tokenizer()
     encoder = train_text_encoder(work, tokenizer, 800, device, seed).eval().requires_grad_(False)
     torch.manual_seed(seed)
     model = make_transformer().to(device)
+    if start_folder is not None:
+        finished = PixArtTransformer2DModel.from_pretrained(start_folder / "transformer", torch_dtype=torch.float32)
+        model.load_state_dict(finished.state_dict())
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = Checkpoint(work / "transformer.pt", model=model, average=average, optimizer=optimizer)
@@ -260,7 +266,7 @@ def train_transformer(work: Path, steps: int, device: str, seed: int, batch: int
     losses = []
     for step in range(start[0], steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, 8e-4)
+            group["lr"] = learning_rate(step, steps, peak)
         rng = np.random.default_rng((seed, 4, step))
         chosen = rng.integers(0, SCENES, batch)
         texts = ["" if rng.random() < 0.1 else captions[i] for i in chosen]
@@ -323,11 +329,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--peak", type=float, default=8e-4, help="largest learning rate of the transformer")
+    parser.add_argument("--start", type=Path, help="finished pipeline to train further, instead of from the beginning")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    pipeline = train_transformer(args.work, args.steps, args.device, args.seed)
+    if args.start is not None:
+        for part in ("vae", "text_encoder"):
+            shutil.copytree(args.start / part, args.work / part, dirs_exist_ok=True)
+    pipeline = train_transformer(args.work, args.steps, args.peak, args.device, args.seed, args.start)
     pipeline.to(dtype=torch.float16).save_pretrained(args.out)
     # transformers loads in the dtype of its own config unless told otherwise, diffusers in float32: let them agree
     config = args.out / "text_encoder" / "config.json"

@@ -18,24 +18,24 @@ from ditquant.calibration import (
     WorkFolder,
     check_max_calls,
     check_weights,
-    conditions,
     describe_models,
     quantize_blocks,
     quantize_one_pass,
     record_parts,
     run_prompts,
 )
-from ditquant.errors import DitQuantError
+from ditquant.errors import DitQuantError, of_layer
 from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
 from ditquant.nn import LowRank, QuantLinear, set_module
+from ditquant.pipelines import conditions, settings_of
 from ditquant.quantizers import NEEDS_GRAM, QUANTIZERS, check_options, reads_data
 from ditquant.quantizers.low_rank import fit_low_rank
 from ditquant.recipe import Recipe, Rule
 from ditquant.specs import LayerPlan, QuantPlan, check_divides
 from ditquant.stats import LayerStats
-from ditquant.transforms.fitters import FITTERS, check_fit_options, needs_data, takes_seed
+from ditquant.transforms.fitters import FITTERS, check_fit_options, check_width, needs_data, takes_seed
 
 log = logging.getLogger(__name__)
 MAX_SEED = 2**62  # what is added to it for prompts and layers stays below torch's limit
@@ -51,14 +51,16 @@ def quantize(
     seed: int = 0,
     work_dir: str | os.PathLike | None = None,
     max_calls: int = MAX_CALLS,
+    settings: Mapping[str, float | None] | None = None,
 ) -> QuantPlan:
     """Quantize a diffusers pipeline's transformers, or any module, in place; return what was decided.
 
-    `prompts` (pipelines) are generated once at the pipeline's default settings to calibrate; for a module,
-    `forward(model)` runs it on representative inputs. `max_calls` calls of the blocks, spread over the trajectory, are
-    recorded, and block after block is fitted to what the quantized blocks before it make of them. Without prompts and
-    forward, whatever needs data is left out of the recipe: no smoothing, Hadamard rotation for every layer, and a plain
-    weight fit. Equal arguments give equal bits. Nothing is changed if an error is raised.
+    `prompts` (pipelines) are generated once to calibrate, with `settings` (steps, guidance, height, width, frames)
+    where they differ from the pipeline's defaults; for a module, `forward(model)` runs it on representative inputs.
+    `max_calls` calls of the blocks, spread over the trajectory, are recorded, and block after block is fitted to what
+    the quantized blocks before it make of them. Without prompts and forward, whatever needs data is left out of the
+    recipe: no smoothing, Hadamard rotation for every layer, and a plain weight fit. Equal arguments give equal bits.
+    Nothing is changed if an error is raised.
 
     `work_dir` keeps what is finished: killed and called again with equal arguments (an equal `forward` is up to the
     caller), the run goes on at the block where it was, and ends with the same bits. Delete the folder afterwards.
@@ -68,16 +70,20 @@ def quantize(
 
     Raises:
         DitQuantError: an unknown recipe, no layer that it matches, NaN or infinite weights or inputs (names the layer),
-            a group size that does not divide a width, a model that is already quantized or not loaded, a work folder
-            of another run.
+            a group size that does not divide a width, a model that is already quantized or not loaded, a calibration
+            that does not reach the model, a work folder of another run.
     """
     recipe, seed = Recipe.load(recipe), _check_seed(seed)
     if prompts is not None and not isinstance(prompts, str | Mapping):
         prompts = list(prompts)
     matched = {name: match(part, recipe) for name, part in transformers_of(model).items()}
-    run = _runner(model, prompts, forward, seed)
+    settings = {name: value for name, value in (settings or {}).items() if value is not None}
+    run = _runner(model, prompts, forward, seed, settings)
     check_max_calls(max_calls)
-    parts = [_part(name, part, matched[name], seed) for name, part in transformers_of(model).items()]
+    missed: list[str] = []
+    parts = [
+        _part(name, part, matched[name], seed, missed if run else None) for name, part in transformers_of(model).items()
+    ]
     if run is None and any(part.data for part in parts):
         log.warning(
             "no calibration prompts: recipe %r runs data-free, without smoothing and salient rotations", recipe.name
@@ -85,7 +91,8 @@ def quantize(
     work = None
     if work_dir is not None:
         chosen = {"recipe": recipe.to_dict(), "prompts": prompts, "forward": forward is not None, "seed": seed}
-        work = WorkFolder(work_dir, describe_models(model, parts) | chosen | {"max_calls": max_calls})
+        chosen |= {"settings": settings, "max_calls": max_calls}
+        work = WorkFolder(work_dir, describe_models(model, parts) | chosen)
     made: dict[str, dict[str, QuantLinear]] = {}
     with TensorStore() as store:
         recordings = {} if run is None else record_parts(parts, run, store, max_calls, work)
@@ -94,6 +101,13 @@ def quantize(
                 made[part.name] = quantize_blocks(part, recordings[part.name], work)
             else:
                 made[part.name] = quantize_one_pass(part, run, work)
+    if missed:
+        log.warning(
+            "calibration never reached %d layers, which are quantized data-free: %s%s",
+            len(missed),
+            ", ".join(missed[:4]),
+            ", ..." if len(missed) > 4 else "",
+        )
     plans = {part.name: _swap(part, made[part.name], recipe) for part in parts}
     if len(plans) == 1:
         return next(iter(plans.values()))
@@ -142,6 +156,8 @@ def check_rule(rule: Rule, layer: Layer) -> None:
         )
     for transform in rule.transforms:
         check_fit_options(transform.kind, transform.options)
+        with of_layer(layer.name):
+            check_width(transform.kind, layer.in_features, transform.options)
 
 
 def uses_data(rule: Rule) -> bool:
@@ -153,8 +169,12 @@ def quantize_layer(
     linear: nn.Linear, layer: Layer, rule: Rule, stats: Mapping[str, LayerStats], seed: int = 0
 ) -> QuantLinear:
     """Fit the rule's transforms one after the other, quantize what they make of the weight, and build the module."""
+    with of_layer(layer.name):
+        return _quantize_layer(linear, layer, rule, stats.get(layer.name), seed)
+
+
+def _quantize_layer(linear: nn.Linear, layer: Layer, rule: Rule, seen: LayerStats | None, seed: int) -> QuantLinear:
     weight = linear.weight.detach().float().cpu()
-    seen = stats.get(layer.name)
     transforms = []
     for spec in rule.transforms:
         if seen is None and needs_data(spec.kind):
@@ -174,7 +194,7 @@ def quantize_layer(
     return QuantLinear.from_linear(linear, packed, transforms, plan, low_rank)
 
 
-def _runner(model, prompts, forward, seed) -> Callable[[], object] | None:
+def _runner(model, prompts, forward, seed, settings) -> Callable[[], object] | None:
     """Return what runs the model on its calibration data; None without data."""
     if prompts is not None and forward is not None:
         raise DitQuantError("give either prompts (for a pipeline) or forward (for a module), not both.")
@@ -184,18 +204,25 @@ def _runner(model, prompts, forward, seed) -> Callable[[], object] | None:
         raise DitQuantError("forward is for a bare module. For a pipeline pass prompts=, a list of texts.")
     if prompts is not None:
         conditions(model, prompts)
-        return partial(run_prompts, model, prompts, seed)
+        settings_of(model, **settings)
+        return partial(run_prompts, model, prompts, seed, settings)
+    if settings:
+        raise DitQuantError("settings are for a pipeline's prompts. Give prompts=, or leave settings out.")
     return None if forward is None else partial(forward, model)
 
 
-def _part(name: str, model: nn.Module, matched: Sequence[tuple[Layer, Rule]], seed: int) -> Part:
+def _part(
+    name: str, model: nn.Module, matched: Sequence[tuple[Layer, Rule]], seed: int, missed: list[str] | None
+) -> Part:
     check_weights(model, [layer for layer, _ in matched])
     rules = {layer.name: (layer, rule) for layer, rule in matched}
+    data = {layer.name for layer, rule in matched if uses_data(rule)}
 
     def make(layer_name: str, stats: Mapping[str, LayerStats]) -> QuantLinear:
+        if missed is not None and layer_name in data and layer_name not in stats:
+            missed.append(layer_name)
         return quantize_layer(model.get_submodule(layer_name), *rules[layer_name], stats, seed)
 
-    data = [layer.name for layer, rule in matched if uses_data(rule)]
     grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
     return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed)
 

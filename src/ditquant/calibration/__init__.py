@@ -2,7 +2,6 @@
 
 from ditquant.calibration.by_block import quantize_blocks, record_parts
 from ditquant.calibration.collect import collect
-from ditquant.calibration.conditions import conditions
 from ditquant.calibration.one_pass import quantize_one_pass
 from ditquant.calibration.part import Part, check_weights
 from ditquant.calibration.prompts import run_prompts
@@ -18,7 +17,6 @@ __all__ = [
     "check_max_calls",
     "check_weights",
     "collect",
-    "conditions",
     "describe_models",
     "quantize_blocks",
     "quantize_one_pass",

@@ -52,6 +52,8 @@ def record_parts(
         record(new, run, max_calls, here[0].seed)
     for part in here:
         recording = new[part.name]
+        if not any(one.calls for one in recording.lists):
+            raise part.never_reached()
         problem = problem_of(recording)
         if problem:
             log.warning("calibrating %s in one pass: %s", type(part.model).__name__, problem)

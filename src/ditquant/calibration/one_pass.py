@@ -22,6 +22,8 @@ def quantize_one_pass(
         if left and run is not None:
             watched = part.linears([name for name in names if name in part.data])
             seen = collect(watched, run, seed=part.seed, grams=part.grams) if watched else {}
+            if len(watched) == len(part.data) > len(seen) == 0:
+                raise part.never_reached()
         for name in progress_bar(names, desc="quantizing", unit="layer"):
             if name in left:
                 made[name] = part.make(name, seen)

@@ -37,6 +37,14 @@ class Part:
         """Name a piece of work after this part."""
         return f"{self.name}.{name}" if self.name else name
 
+    def never_reached(self) -> DitQuantError:
+        """Make the error for a calibration that ran none of the layers that need it."""
+        what = repr(self.name) if self.name else f"this {type(self.model).__name__}"
+        return DitQuantError(
+            f"calibration reached none of the {len(self.data)} layers of {what}. Calibrate with prompts, settings or a "
+            "forward function that run it, or without any to quantize data-free."
+        )
+
     @contextmanager
     def swapped(self, made: Mapping[str, QuantLinear]) -> Iterator[None]:
         """Put quantized layers in place for a while."""
@@ -60,6 +68,10 @@ def check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
         if weight.is_meta:
             raise DitQuantError(
                 f"the weight of {layer.name!r} is not loaded. Quantize before offloading, on the CPU or one device."
+            )
+        if not weight.dtype.is_floating_point or weight.element_size() == 1:
+            raise DitQuantError(
+                f"the weight of {layer.name!r} is stored as {weight.dtype}. Load the model in bfloat16 or float32."
             )
         if not bool(torch.isfinite(weight).all()):
             raise DitQuantError(f"the weight of {layer.name!r} holds NaN or infinite values. Check the checkpoint.")

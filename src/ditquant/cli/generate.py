@@ -12,9 +12,11 @@ from ditquant.cli.options import (
     BatchSize,
     Device,
     Dtype,
+    Frames,
     Guidance,
     Model,
     Overwrite,
+    Pixels,
     PromptFile,
     Seed,
     Steps,
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".gif", ".webp", ".jpg", ".jpeg")
 VIDEO_FORMATS = (".gif", ".png", ".webp")
-Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own number by default.")]
 
 
 def generate(
@@ -44,7 +45,7 @@ def generate(
     guidance: Guidance = None,
     height: Pixels = None,
     width: Pixels = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video.")] = None,
+    frames: Frames = None,
     batch_size: BatchSize = 4,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -62,8 +63,8 @@ def generate(
     compute = pick_dtype(dtype, device)
 
     from ditquant import sources
-    from ditquant.calibration.conditions import accepted
     from ditquant.evaluation.generate import generate as run
+    from ditquant.pipelines import accepted
 
     source = sources.find(model)
     check_output(output, overwrite, source.folder, prompts)

@@ -23,6 +23,8 @@ PromptFile = Annotated[Path | None, typer.Option("--prompts", help="A text file 
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first prompt; prompt i takes seed + i.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's own number by default.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own by default.")]
+Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own number by default.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Frames of a video.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts at a time.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the output path.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto: bfloat16 on a GPU, else float32.")]

@@ -12,9 +12,13 @@ from ditquant.cli.options import (
     MAX_SEED,
     Device,
     Dtype,
+    Frames,
+    Guidance,
     Model,
     Overwrite,
+    Pixels,
     PromptFile,
+    Steps,
     check_output,
     pick_device,
     pick_dtype,
@@ -35,6 +39,11 @@ def quantize(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="Folder that keeps what is finished: the same command goes on there.")
     ] = None,
@@ -42,7 +51,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL with a recipe and save it.
 
-    --prompts calibrate: eight are usual, and not those you test with. A run with --work-dir that was killed goes on at
+    --prompts calibrate: eight are usual, and not those you test with. They are generated with --steps, --guidance,
+    --height, --width and --frames, the pipeline's own by default. A run with --work-dir that was killed goes on at
     the block where it was; the folder is deleted when the model is saved.
     """
     from ditquant import sources
@@ -59,9 +69,12 @@ def quantize(
     if work_dir is not None:
         check_work(work_dir)
     sources.check_calibration(source, texts)
+    settings = {"steps": steps, "guidance": guidance, "height": height, "width": width, "frames": frames}
+    if texts is None and any(value is not None for value in settings.values()):
+        raise DitQuantError("steps, guidance and sizes are for calibration. Give --prompts, or leave them out.")
     check_recipe(source, rules)
     loaded = sources.load(source, compute, device)
-    plan = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir)
+    plan = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
     save(loaded, source, output, overwrite)
     if work_dir is not None:
         clear_work(work_dir)

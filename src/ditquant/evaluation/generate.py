@@ -1,8 +1,7 @@
 """Generate pictures and their final latents: one seed a prompt, the same pictures whatever the batch."""
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditquant.calibration.conditions import conditions
-from ditquant.errors import DitQuantError, first_line
-from ditquant.evaluation.arguments import options
+from ditquant.errors import DitQuantError
 from ditquant.evaluation.latents import join, recorded_latents
+from ditquant.pipelines import clear_errors, conditions, quiet, settings_of
 from ditquant.progress import bar as progress_bar
 
 
@@ -47,15 +45,15 @@ def generate(
     name, values = conditions(pipeline, prompts)
     seeds = prompt_seeds(seeds, len(values))
     _check_batch(batch_size)
-    arguments = options(pipeline, steps=steps, guidance=guidance, height=height, width=width, frames=frames)
+    arguments = settings_of(pipeline, steps=steps, guidance=guidance, height=height, width=width, frames=frames)
     images: list[np.ndarray] = []
     latents: list[Tensor] = []
     begin = time.perf_counter()
-    with _quiet(pipeline), progress_bar(total=len(values), desc="painting", unit="prompt", disable=not progress) as bar:
+    with quiet(pipeline), progress_bar(total=len(values), desc="painting", unit="prompt", disable=not progress) as bar:
         for first in range(0, len(values), batch_size):
             chosen = slice(first, first + batch_size)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
-            with recorded_latents(pipeline) as seen, _clear_errors(pipeline, batch_size):
+            with recorded_latents(pipeline) as seen, clear_errors(pipeline, batch_size):
                 painted = pipeline(**{name: values[chosen]}, generator=generators, output_type="np", **arguments)[0]
             latents.append(join(seen, len(generators)))
             _check_finite(latents[-1], painted, prompts[chosen])
@@ -93,35 +91,3 @@ def _check_finite(latents: Tensor, painted: Any, prompts: Sequence[str | int]) -
                 f"the autoencoder made NaN of finite latents of prompt {prompt!r}: its picture would be black. "
                 "Run it in float32: pipeline.vae.to(torch.float32)."
             )
-
-
-@contextlib.contextmanager
-def _quiet(pipeline: Any) -> Iterator[None]:
-    """Switch a pipeline's own bar off; there is no public way to ask for its setting."""
-    missing = object()
-    before = getattr(pipeline, "_progress_bar_config", missing)
-    pipeline.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        if before is missing:
-            del pipeline._progress_bar_config
-        else:
-            pipeline._progress_bar_config = before
-
-
-@contextlib.contextmanager
-def _clear_errors(pipeline: Any, batch_size: int) -> Iterator[None]:
-    """Say in one line what a pipeline does not accept, such as a height that it cannot divide."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        hint = "Choose a smaller one" if batch_size > 1 else "Offload the pipeline or choose smaller pictures"
-        raise DitQuantError(f"out of memory with batch_size {batch_size}. {hint}.") from error
-    except (ValueError, IndexError, RuntimeError) as error:
-        if isinstance(error, DitQuantError):
-            raise
-        what = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
-        raise DitQuantError(
-            f"{type(pipeline).__name__} does not take these settings ({what}). Choose other steps or another size."
-        ) from error

@@ -12,6 +12,7 @@ from ditquant.errors import DitQuantError
 from ditquant.registry import Registry, unknown
 from ditquant.stats import LayerStats
 from ditquant.transforms.base import TRANSFORMS, Transform
+from ditquant.transforms.block_rotation import choose_block
 from ditquant.transforms.options import check_values, option_names
 
 Fitter = Callable[..., Transform]
@@ -55,6 +56,13 @@ def check_fit_options(name: str, options: Mapping[str, Any]) -> None:
         if option not in allowed:
             raise unknown(f"option of transform {name!r}", option, allowed)
     check_values(name, **options)
+
+
+def check_width(name: str, in_features: int, options: Mapping[str, Any]) -> None:
+    """Refuse a width that a fitter cannot rotate in blocks, before anything is calibrated."""
+    block = inspect.signature(_FITS[name]).parameters.get("block")
+    if block is not None:
+        choose_block(in_features, options.get("block", block.default))
 
 
 def needs_data(name: str) -> bool:
