@@ -1,15 +1,17 @@
-"""What diffusers would silently undo is refused; what it refuses itself stays refused; dequantizing gives all back."""
+"""What diffusers would silently undo is refused; casts leave the words alone; dequantizing gives all back."""
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
+import ditquant
 from ditquant import DitQuantError
 from tests.integrations.built import equal_states, layers, quantized
-from tests.tiny import run, tiny
+from tests.tiny import run, tiny, tiny_pixart_pipeline
 
 
 def test_fusing_projections_is_refused():
@@ -22,16 +24,33 @@ def test_fusing_projections_is_refused():
     assert torch.equal(run(model), truth)
 
 
-def test_casting_is_refused_by_diffusers_and_harmless_below_it():
-    model = quantized()
+CASTS = {
+    "to": lambda model, dtype: model.to(dtype),
+    "to with a device": lambda model, dtype: model.to("cpu", dtype=dtype),
+    "half and back": lambda model, dtype: model.half().to(dtype),
+    "of the class below": lambda model, dtype: nn.Module.to(model, dtype),
+}
+
+
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("cast", CASTS)
+def test_casting_leaves_the_words(cast, copied):
+    original = quantized()
+    model = copied(original)
     words = {k: v.clone() for k, v in model.state_dict().items() if not v.is_floating_point()}
-    for cast in (lambda: model.to(torch.float16), model.half, model.float):
-        with pytest.raises(ValueError, match="quantized model"):
-            cast()
-    nn.Module.to(model, torch.bfloat16)
-    nn.Module.half(model)
+    assert CASTS[cast](model, torch.bfloat16) is model
     assert all(torch.equal(model.state_dict()[k], v) for k, v in words.items())
-    assert model.dtype == torch.float16 and run(model).dtype == torch.float16
+    assert model.dtype == torch.bfloat16 and run(model).dtype == torch.bfloat16
+    assert model is original or original.dtype == torch.float32
+
+
+def test_a_pipeline_is_made_from_another():
+    pipeline = tiny_pixart_pipeline()
+    ditquant.quantize(pipeline, "lrq-w4a8")
+    words = {k: v.clone() for k, v in pipeline.transformer.state_dict().items() if not v.is_floating_point()}
+    made = type(pipeline).from_pipe(pipeline, dtype=torch.bfloat16)
+    assert made.transformer.dtype == torch.bfloat16
+    assert all(torch.equal(made.transformer.state_dict()[k], v) for k, v in words.items())
 
 
 def test_moving_keeps_the_model():

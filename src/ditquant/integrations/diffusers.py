@@ -143,7 +143,8 @@ def mark_quantized(model: nn.Module, plan: QuantPlan, quantizer: DitQuantizer | 
         return
     hook(model)
     config = DitQuantConfig(plan=plan)
-    model.is_quantized = True
+    # diffusers reads it to refuse casts, which words withstand and `from_pipe` needs, and fusing, which is guarded
+    model.is_quantized = False
     model.quantization_method = config.quant_method
     model.hf_quantizer = quantizer or DitQuantizer(config, pre_quantized=True)
     model.register_to_config(quantization_config=config)
