@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NATIVE := $(wildcard src/ditquant/kernels/cpu/native/*)
 
 .PHONY: demo test check bench clean
 
@@ -20,7 +21,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/twin_log.py
 	$(BIN)/python benchmarks/rotation.py
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev]'

@@ -24,6 +24,7 @@ _PUBLIC = {
     "TransformSpec": "ditquant.specs",
     "WeightSpec": "ditquant.specs",
     "quantize": "ditquant.engine",
+    "set_mode": "ditquant.nn",
 }
 _MODULES = ("evaluation", "formats", "kernels", "models", "nn", "quantizers", "sources", "transforms")
 __all__ = [*_PUBLIC, "__version__"]

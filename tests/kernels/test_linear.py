@@ -125,6 +125,12 @@ def test_no_tokens(activation, shape):
     assert linear(torch.zeros(shape), some_weight(4), activation, some_bias()).shape == (*shape[:-1], 40)
 
 
+def test_one_channel():
+    x, weight = some_input(5, 1), some_weight(4, width=1)
+    exact = exact_product(x, weight, ActSpec(8), None)
+    torch.testing.assert_close(linear(x, weight, ActSpec(8), None).double(), exact, rtol=1e-5, atol=2e-6)
+
+
 def test_a_token_of_zeros_gives_the_bias():
     x, bias = some_input(5, 63), some_bias()
     x[3] = 0
@@ -153,19 +159,21 @@ def nothing_reported(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_reported")
-def test_a_slower_form_is_logged_once_with_its_reason(caplog):
+def test_every_form_is_logged_once_with_its_reason(caplog, monkeypatch):
     x, grouped, plain = some_input(5, 63), some_weight(4, group_size=9), some_weight(4)
     with caplog.at_level(logging.INFO, logger="ditquant.kernels.linear"):
-        linear(x, plain, ActSpec(8), None)
         linear(x, plain, None, None)
         assert not caplog.records
+        monkeypatch.setenv("DITQUANT_CPU_KERNELS", "0")
         for _ in range(3):
+            linear(x, plain, ActSpec(8), None)
             linear(x, grouped, ActSpec(8), None)
         assert [r.getMessage() for r in caplog.records] == [
-            "the reference product is used: groups need a scale for every group of the product"
+            "INT8 products by torch._int_mm: DITQUANT_CPU_KERNELS is 0",
+            "the reference product is used: groups need a scale for every group of the product",
         ]
         linear(x[:0], plain, ActSpec(8), None)
-        assert len(caplog.records) == 2
+        assert len(caplog.records) == 3
 
 
 def test_bad_values_do_not_vanish():

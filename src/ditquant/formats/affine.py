@@ -48,5 +48,13 @@ class Affine:
             return None
         return self._centred(codes, params, spec).flatten(1).to(torch.int8), params["scale"][:, 0]
 
+    def int8_table(self, params: Params, spec: WeightSpec) -> tuple[Int8[Tensor, "R V"], Float[Tensor, " N"]] | None:
+        """One table for all rows, or with zero points one a row."""
+        if params["scale"].shape[1] != 1 or (not spec.symmetric and spec.bits == 8):
+            return None
+        codes = torch.arange(2**spec.bits, dtype=torch.int16, device=params["scale"].device)
+        zero = 2 ** (spec.bits - 1) if spec.symmetric else params["zero_point"].to(torch.int16)
+        return (codes[None] - zero).to(torch.int8), params["scale"][:, 0]
+
 
 FORMATS["affine"] = Affine()

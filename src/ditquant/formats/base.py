@@ -34,6 +34,9 @@ class Format(Protocol):
     ) -> tuple[Int8[Tensor, "N K"], Float[Tensor, " N"]] | None:
         """Return INT8 values and one float32 scale a row for an integer product; None if the spec has no such form."""
 
+    def int8_table(self, params: Params, spec: WeightSpec) -> tuple[Int8[Tensor, "R V"], Float[Tensor, " N"]] | None:
+        """Return what `decode_int8` looks up: 2^bits INT8 values for every row, or once for all, and the scales."""
+
 
 FORMATS: Registry[Format] = Registry("weight format")
 

@@ -56,13 +56,17 @@ class TwinLog:
     def decode_int8(
         self, codes: UInt8[Tensor, "N K"], params: Params, spec: WeightSpec
     ) -> tuple[Int8[Tensor, "N K"], Float[Tensor, " N"]] | None:
+        """Look every code up in `int8_table`; None with groups."""
+        found = self.int8_table(params, spec)
+        return None if found is None else (_look_up(found[0], codes), found[1])
+
+    def int8_table(self, params: Params, spec: WeightSpec) -> tuple[Int8[Tensor, "R V"], Float[Tensor, " N"]] | None:
         """Round each row's code book to INT8 (under 0.05 dB at 3 and 4 bits); None with groups."""
         if params["scale"].shape[1] != 1:
             return None
         relative = signed_levels(params["shape"], spec.bits)[:, 0]
         steps = int8_steps(relative) if spec.bits < INT8_BITS else torch.full_like(relative[:, 0], 127)
-        table = torch.round(relative * steps[:, None]).to(torch.int8)
-        return _look_up(table, codes), params["scale"][:, 0] / steps
+        return torch.round(relative * steps[:, None]).to(torch.int8), params["scale"][:, 0] / steps
 
 
 def _look_up(table: Tensor, codes: Tensor) -> Tensor:

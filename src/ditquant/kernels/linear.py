@@ -1,6 +1,6 @@
-"""The product of a linear layer on packed weights: a torch reference, and INT8 through `torch._int_mm`.
+"""The product of a linear layer on packed weights: a torch reference, INT8 through `torch._int_mm`, compiled kernels.
 
-Both take the transformed input and return it in its own dtype; every faster kernel must agree with the reference.
+All take the transformed input and return it in its own dtype; every faster kernel must agree with the reference.
 """
 
 import logging
@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditquant.formats import PackedWeight
+from ditquant.kernels import cpu
 from ditquant.kernels.activation import fake_quantize, quantize_activation
+from ditquant.kernels.kept import keep
+from ditquant.kernels.rotation import Rotation
 from ditquant.specs import ActSpec
 
 log = logging.getLogger(__name__)
@@ -21,16 +24,30 @@ _reported: set[str] = set()
 
 
 def linear(
-    x: Float[Tensor, "*B K"], weight: PackedWeight, activation: ActSpec | None, bias: Float[Tensor, " N"] | None
+    x: Float[Tensor, "*B K"],
+    weight: PackedWeight,
+    activation: ActSpec | None,
+    bias: Float[Tensor, " N"] | None,
+    rotation: Rotation | None = None,
+    decoded: bool = False,
 ) -> Float[Tensor, "*B N"]:
-    """Multiply with the fastest form that the layer and the device have; a slower one is logged once."""
+    """Multiply with the fastest form that the layer and the device have; which one is logged once.
+
+    A `rotation` of the input is taken where `takes_rotation` says so; `decoded` keeps the decoded weight for later
+    calls, where the integer product is taken.
+    """
     reason = why_not_int8(x, weight, activation)
-    if reason is None:
-        return linear_int8(x, weight, activation, bias)
-    if activation is not None and not torch.compiler.is_compiling() and reason not in _reported:
-        _reported.add(reason)
-        log.info("the reference product is used: %s", reason)
-    return linear_reference(x, weight, activation, bias)
+    if reason is not None:
+        if activation is not None:
+            _report("the reference product is used", reason)
+        return linear_reference(x, weight, activation, bias)
+    if x.device.type == "cpu":
+        slow = cpu.why_not_vnni(x, weight)
+        if slow is None:
+            _report("INT8 products by the compiled CPU kernels")
+            return cpu.linear_vnni(x, weight, activation, bias, rotation, decoded)
+        _report("INT8 products by torch._int_mm", slow)
+    return linear_int8(x, weight, activation, bias, decoded)
 
 
 def linear_reference(
@@ -44,11 +61,16 @@ def linear_reference(
 
 
 def linear_int8(
-    x: Float[Tensor, "*B K"], weight: PackedWeight, activation: ActSpec, bias: Float[Tensor, " N"] | None
+    x: Float[Tensor, "*B K"],
+    weight: PackedWeight,
+    activation: ActSpec,
+    bias: Float[Tensor, " N"] | None,
+    decoded: bool = False,
 ) -> Float[Tensor, "*B N"]:
     """INT8 codes of both sides, INT32 sums, then token scale times row scale."""
     quantized = quantize_activation(x, activation)
-    values, row_scale = weight.to_int8()
+    kept = decoded and not torch.compiler.is_compiling()
+    values, row_scale = keep(weight, "int8", weight.to_int8) if kept else weight.to_int8()
     flat = quantized.values.flatten(0, -2)  # [M, K]: one group a token
     y = torch._int_mm(flat, values.t())
     if quantized.zero_point is not None:
@@ -56,6 +78,13 @@ def linear_int8(
     y = y * quantized.scale.flatten(0, -2) * row_scale
     y = y if bias is None else y + bias
     return y.to(x.dtype).unflatten(0, x.shape[:-1]) if x.ndim > 1 else y.to(x.dtype)[0]
+
+
+def takes_rotation(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> bool:
+    """Say whether `linear` smooths and rotates this input itself, in the pass that quantizes it."""
+    if activation is None or activation.granularity != "token" or x.device.type != "cpu":
+        return False
+    return why_not_int8(x, weight, activation) is None and cpu.why_not_vnni(x, weight) is None
 
 
 def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> str | None:
@@ -70,7 +99,16 @@ def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) ->
         return f"no integer product on {x.device.type}" if x.numel() else "there are no tokens"
     if x.device.type == "cpu" and not CPU_HAS_INT8:
         return "this CPU has no fast integer product (AVX512)"
+    if weight.shape[1] == 1:
+        return "torch._int_mm is wrong for one input channel"
     rows = x.numel() // x.shape[-1]
     if x.device.type == "cuda" and (rows <= 16 or weight.shape[0] % 8 or weight.shape[1] % 8):
         return "torch._int_mm on CUDA needs more than 16 tokens and widths that are multiples of 8"
     return None
+
+
+def _report(path: str, reason: str = "") -> None:
+    line = f"{path}: {reason}" if reason else path
+    if not torch.compiler.is_compiling() and line not in _reported:
+        _reported.add(line)
+        log.info("%s", line)

@@ -10,6 +10,7 @@ from ditquant import kernels
 from ditquant.errors import damaged
 from ditquant.formats import FORMATS, PackedWeight, layout
 from ditquant.nn.decoded import DecodedWeight
+from ditquant.nn.fuse import fuse
 from ditquant.nn.low_rank import LowRank
 from ditquant.nn.straight_through import StraightThrough
 from ditquant.specs import LayerPlan, check_divides
@@ -25,6 +26,8 @@ class QuantLinear(nn.Linear):
     a rank, all integer Parameters (see `words`); `bias` as it was. `weight` is decoded when it is read, in the original
     basis, so that LoRA adapters and inspections work.
     """
+
+    keeps_decoded = False  # see `set_mode`
 
     def __init__(self, in_features: int, out_features: int, bias: bool, plan: LayerPlan, device=None, dtype=None):
         nn.Module.__init__(self)
@@ -93,12 +96,16 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
         """Compute the layer in the dtype of `input`, which has the name that nn.Linear gives it."""
-        x, weight = self.transform(input), self.packed()
-        trains = x.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        weight, activation = self.packed(), self.plan.activation
+        takes = self.low_rank is None and kernels.takes_rotation(input, weight, activation)
+        rotation = fuse(self.transforms, input.device) if takes else None
+        trains = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if torch.is_grad_enabled() and trains:
-            y = StraightThrough.apply(x, self.bias, weight, self.plan.activation)
+            x = self.transform(input)
+            y = StraightThrough.apply(x, self.bias, weight, activation, input.detach(), rotation)
         else:
-            y = kernels.linear(x, weight, self.plan.activation, self.bias)
+            x = self.transform(input) if rotation is None else input
+            y = kernels.linear(x, weight, activation, self.bias, rotation, self.keeps_decoded)
         return y if self.low_rank is None else y + self.low_rank(x)
 
     def check(self, name: str) -> None:

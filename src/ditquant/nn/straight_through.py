@@ -21,16 +21,18 @@ class StraightThrough(torch.autograd.Function):
         bias: Float[Tensor, " N"] | None,
         weight: PackedWeight,
         activation: ActSpec | None,
+        input: Float[Tensor, "*B K"] | None = None,
+        rotation: kernels.Rotation | None = None,
     ) -> Float[Tensor, "*B N"]:
-        """Multiply as in inference."""
+        """Multiply as in inference; where a kernel rotates, `x` is only what the gradient flows to."""
         ctx.packed, ctx.bias_dtype = weight, None if bias is None else bias.dtype
-        return kernels.linear(x, weight, activation, bias)
+        return kernels.linear(x if rotation is None else input, weight, activation, bias, rotation)
 
     @staticmethod
-    def backward(ctx: Any, grad: Float[Tensor, "*B N"]) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Float[Tensor, "*B N"]) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         """Multiply by the decoded weight."""
         to_x = grad @ ctx.packed.dequantize().to(grad.dtype) if ctx.needs_input_grad[0] else None
         to_bias = None
         if ctx.needs_input_grad[1]:
             to_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-        return to_x, to_bias, None, None
+        return to_x, to_bias, None, None, None, None

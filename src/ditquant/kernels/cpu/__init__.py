@@ -1,0 +1,10 @@
+"""Compiled CPU kernels: packed codes -> INT8 tiles -> VNNI products, and one pass from floats to INT8 codes.
+
+They are optional: built when the package is installed where a compiler is at hand, taken where the processor has the
+instructions (AVX512 with VBMI and VNNI), and replaced by plain torch everywhere else.
+"""
+
+from ditquant.kernels.cpu.library import why_not
+from ditquant.kernels.cpu.linear import linear_vnni, why_not_vnni
+
+__all__ = ["linear_vnni", "why_not", "why_not_vnni"]

@@ -1,0 +1,74 @@
+"""Find and load the compiled library, once, when it is first needed."""
+
+import ctypes
+import importlib.machinery
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SWITCH = "DITQUANT_CPU_KERNELS"  # 0 leaves the library alone
+_NAME = "_native"
+_POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES = {
+    "ditquant_decode": [_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER, _INT],
+    "ditquant_linear": [
+        *(_POINTER, _POINTER, _POINTER, _INT64),
+        *(_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER),
+        *(_POINTER, _POINTER, _POINTER, _INT, _INT),
+    ],
+    "ditquant_quantize": [
+        *(_POINTER, _INT, _INT64, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER),
+        *(_INT, _INT, _FLOAT, _POINTER, _POINTER, _POINTER, _INT),
+    ],
+}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    folder = Path(__file__).parent
+    files = (folder / f"{_NAME}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        return None, "the compiled CPU kernels are not installed (no C++ compiler was at hand)"
+    try:
+        library = ctypes.CDLL(str(found))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        library.ditquant_missing.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        return None, f"the compiled CPU kernels cannot be loaded: {error}"
+    missing = library.ditquant_missing()
+    return (library, None) if missing is None else (None, f"this CPU has no {missing.decode()}")
+
+
+@torch.compiler.assume_constant_result
+def why_not() -> str | None:
+    """Say why the library is not used; None if it is."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    return _load()[1]
+
+
+def library() -> ctypes.CDLL:
+    """Return the loaded library.
+
+    Raises:
+        RuntimeError: there is none; `why_not` tells before.
+    """
+    loaded, reason = _load()
+    if loaded is None:
+        raise RuntimeError(reason)
+    return loaded
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    """Address of the first element of a tensor in memory."""
+    if tensor is None:
+        return None
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise RuntimeError(f"a compiled kernel got a tensor on {tensor.device}, strides {tensor.stride()}")
+    return tensor.data_ptr()

@@ -1,0 +1,63 @@
+"""The product of a linear layer by the compiled kernels."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ditquant.formats import PackedWeight
+from ditquant.kernels.activation import quantize_activation
+from ditquant.kernels.cpu.library import DTYPES, why_not
+from ditquant.kernels.cpu.ops import linear_packed, padded, quantize_tokens
+from ditquant.kernels.rotation import Rotation
+from ditquant.specs import ActSpec
+
+MAX_CHANNELS = 65536  # sums of products of 8 bits stay in 32 bits
+
+
+def linear_vnni(
+    x: Float[Tensor, "*B K"],
+    weight: PackedWeight,
+    activation: ActSpec,
+    bias: Float[Tensor, " N"] | None,
+    rotation: Rotation | None = None,
+    decoded: bool = False,
+) -> Float[Tensor, "*B N"]:
+    """Rotate and quantize the tokens in one pass, decode tiles of the weight, multiply; in the dtype of `x`.
+
+    A rotation needs granularity `token`. `decoded` keeps the decoded weight for later calls.
+    """
+    if activation.granularity == "token":
+        r = rotation or Rotation()
+        values, scale, zero = quantize_tokens(
+            *(x, r.factor, r.block, r.signs1, r.permutation, r.signs2),
+            *(activation.bits, activation.symmetric, activation.clip),
+        )
+    else:
+        values, scale, zero = _quantize(x, activation)
+    spec, params = weight.spec, list(weight.params.values())
+    y = linear_packed(
+        *(values, scale, zero, weight.codes, params, bias, weight.shape),
+        *(spec.bits, spec.format, spec.symmetric, decoded, x.dtype),
+    )
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _quantize(x: Tensor, activation: ActSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize in torch, with scales that several tokens share."""
+    quantized = quantize_activation(x, activation)
+    values = (quantized.values.flatten(0, -2).to(torch.int16) + 128).to(torch.uint8)
+    values = torch.nn.functional.pad(values, (0, padded(x.shape[-1]) - x.shape[-1]))
+    scale = quantized.scale.flatten().contiguous()
+    zero = torch.zeros_like(scale) if quantized.zero_point is None else quantized.zero_point.flatten()
+    return values, scale, zero.to(torch.int32)
+
+
+def why_not_vnni(x: Tensor, weight: PackedWeight) -> str | None:
+    """Say why the compiled kernels cannot take a product that an integer product can; None if they can."""
+    if (reason := why_not()) is not None:
+        return reason
+    if x.dtype not in DTYPES:
+        return f"the compiled CPU kernels do not take {x.dtype}"
+    if weight.shape[1] > MAX_CHANNELS:
+        return f"the compiled CPU kernels take at most {MAX_CHANNELS} input channels"
+    return None

@@ -1,0 +1,148 @@
+#include "decode.h"
+
+#include <cstring>
+#include <utility>
+
+#include "parallel.h"
+
+#if DITQUANT_X86
+
+namespace ditquant {
+namespace {
+
+// What to load of a table of 2^bits bytes, and how to look 64 codes up in it.
+template <int BITS>
+struct Table {
+    static constexpr int VECTORS = BITS <= 6 ? 1 : 1 << (BITS - 6);
+    __m512i part[VECTORS];
+
+    explicit Table(const int8_t* values) {
+        constexpr __mmask64 mask = BITS >= 6 ? ~0ull : (1ull << (1 << (BITS >= 6 ? 0 : BITS))) - 1;
+        DITQUANT_UNROLL for (int i = 0; i < VECTORS; i++) part[i] = _mm512_maskz_loadu_epi8(mask, values + 64 * i);
+    }
+
+    __m512i look_up(__m512i codes) const {
+        if constexpr (BITS <= 6) {
+            return _mm512_permutexvar_epi8(codes, part[0]);
+        } else if constexpr (BITS == 7) {
+            return _mm512_permutex2var_epi8(part[0], codes, part[1]);
+        } else {
+            __m512i low = _mm512_permutex2var_epi8(part[0], codes, part[1]);
+            __m512i high = _mm512_permutex2var_epi8(part[2], codes, part[3]);
+            return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+        }
+    }
+};
+
+// Spread 64 packed codes to bytes: every group of 8 codes goes to a quadword of its own, and is cut up there.
+template <int BITS>
+class Spread {
+    __m512i bytes_, shifts_;
+
+  public:
+    Spread() {
+        alignas(64) uint8_t bytes[64], shifts[64];
+        for (int i = 0; i < 64; i++) {
+            bytes[i] = static_cast<uint8_t>(i / 8 * BITS + i % 8 % BITS);
+            shifts[i] = static_cast<uint8_t>(i % 8 * BITS);
+        }
+        bytes_ = _mm512_load_si512(bytes);
+        shifts_ = _mm512_load_si512(shifts);
+    }
+
+    __m512i operator()(const uint8_t* packed, __mmask64 there) const {
+        __m512i data = _mm512_maskz_loadu_epi8(there, packed);
+        if constexpr (BITS == 8) return data;
+        data = _mm512_multishift_epi64_epi8(shifts_, _mm512_permutexvar_epi8(bytes_, data));
+        return _mm512_and_si512(data, _mm512_set1_epi8((1 << BITS) - 1));
+    }
+};
+
+// Transpose 16 x 16 groups of 4 bytes.
+inline void transpose(__m512i (&v)[16]) {
+    __m512i t[16];
+    DITQUANT_UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    DITQUANT_UNROLL for (int i = 0; i < 16; i += 4) {
+        v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    // v[4 a + b] holds, in its 128-bit lane c, column 4 c + b of rows 4 a .. 4 a + 3
+    DITQUANT_UNROLL for (int b = 0; b < 4; b++) {
+        __m512i even01 = _mm512_shuffle_i32x4(v[b], v[4 + b], 0x88), odd01 = _mm512_shuffle_i32x4(v[b], v[4 + b], 0xdd);
+        __m512i even23 = _mm512_shuffle_i32x4(v[8 + b], v[12 + b], 0x88);
+        __m512i odd23 = _mm512_shuffle_i32x4(v[8 + b], v[12 + b], 0xdd);
+        t[b] = _mm512_shuffle_i32x4(even01, even23, 0x88);
+        t[4 + b] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
+        t[8 + b] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
+        t[12 + b] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
+    }
+    DITQUANT_UNROLL for (int i = 0; i < 16; i++) v[i] = t[i];
+}
+
+inline __mmask64 first_bytes(int64_t count) {
+    return count >= 64 ? ~0ull : (1ull << (count < 0 ? 0 : count)) - 1;
+}
+
+template <int BITS>
+void decode_bits(const Packed& weight, int64_t first, int8_t* tile, int32_t* sums) {
+    const Spread<BITS> spread;
+    const int64_t bytes = weight.row_bytes();
+    for (int64_t part = 0; part < TILE_ROWS / 16; part++) {
+        const int64_t row = first + 16 * part, rows = std::min<int64_t>(16, weight.rows - row);
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t k = 0; k < weight.channels; k += 64) {
+            const int64_t at = k / 8 * BITS;
+            const __mmask64 there = first_bytes(std::min<int64_t>(bytes - at, 8 * BITS));
+            const __mmask64 channels = first_bytes(weight.channels - k);
+            __m512i v[16];
+            DITQUANT_UNROLL for (int i = 0; i < 16; i++) {
+                v[i] = _mm512_setzero_si512();
+                if (i < rows) {
+                    const Table<BITS> table(weight.table + (row + i) * weight.table_stride);
+                    v[i] = table.look_up(spread(weight.codes + (row + i) * bytes + at, there));
+                    v[i] = _mm512_maskz_mov_epi8(channels, v[i]);
+                }
+            }
+            transpose(v);
+            DITQUANT_UNROLL for (int i = 0; i < 16; i++) {
+                sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), v[i]);
+                _mm512_store_si512(tile + (k / 4 + i) * 256 + part * 64, v[i]);
+            }
+        }
+        _mm512_storeu_si512(sums + 16 * part, sum);
+    }
+}
+
+}  // namespace
+
+void decode_tile(const Packed& weight, int64_t first, int8_t* tile, int32_t* sums) {
+    switch (weight.bits) {
+        case 2: return decode_bits<2>(weight, first, tile, sums);
+        case 3: return decode_bits<3>(weight, first, tile, sums);
+        case 4: return decode_bits<4>(weight, first, tile, sums);
+        case 5: return decode_bits<5>(weight, first, tile, sums);
+        case 6: return decode_bits<6>(weight, first, tile, sums);
+        case 7: return decode_bits<7>(weight, first, tile, sums);
+        default: return decode_bits<8>(weight, first, tile, sums);
+    }
+}
+
+}  // namespace ditquant
+
+using namespace ditquant;
+
+// Decode a whole weight into `tiles` [ceil(rows / 64), padded channels * 64] and `sums` [ceil(rows / 64) * 64].
+DITQUANT_API void ditquant_decode(const uint8_t* codes, const int8_t* table, int64_t table_stride, int bits,
+                                  int64_t rows, int64_t channels, int8_t* tiles, int32_t* sums, int threads) {
+    const Packed weight{codes, table, table_stride, bits, rows, channels};
+    parallel(ceil_div(rows, TILE_ROWS), threads, [&](int64_t i) {
+        decode_tile(weight, i * TILE_ROWS, tiles + i * weight.padded() * TILE_ROWS, sums + i * TILE_ROWS);
+    });
+}
+
+#endif

@@ -1,0 +1,30 @@
+"""Trade memory for speed: whether quantized layers keep their decoded INT8 weights."""
+
+from torch import nn
+
+from ditquant.errors import DitQuantError
+from ditquant.kernels import forget_decoded
+from ditquant.nn.linear import QuantLinear
+
+MODES = ("memory", "speed")
+
+
+def set_mode(model: nn.Module, mode: str) -> None:
+    """Choose what the quantized layers of a model keep between calls.
+
+    "memory", the default, decodes weights in every forward; "speed" decodes them in the first one and keeps one byte
+    a weight. What is kept is no part of the state dict, is made again after loading or moving, and is dropped by
+    "memory". Layers whose activations are not quantized keep nothing.
+
+    Raises:
+        DitQuantError: another mode, or a model without quantized layers.
+    """
+    if mode not in MODES:
+        raise DitQuantError(f"mode {mode!r} is not allowed. Choose one of {', '.join(MODES)}.")
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    if not layers:
+        raise DitQuantError(f"{type(model).__name__} has no quantized layers. Quantize it, or load a quantized model.")
+    for layer in layers:
+        layer.keeps_decoded = mode == "speed"
+        if mode == "memory" and not layer.codes.is_meta:
+            forget_decoded(layer.codes)
