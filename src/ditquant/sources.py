@@ -17,7 +17,7 @@ from ditquant.hub import download, fetch
 from ditquant.quiet import quiet_libraries
 from ditquant.registry import unknown
 from ditquant.skeleton import model_class
-from ditquant.stored import main_dtype
+from ditquant.stored import main_dtype, only_variant
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,12 +106,18 @@ def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Any:
         if not source.is_pipeline:
             return parts[""].to(device)
         options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+        options["variant"] = only_variant(folder / next(iter(parts)))
         return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, **options).to(device)
 
 
 def _load_part(folder: Path, name: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     part, found = model_class(config, name or str(folder)).from_pretrained(
-        folder / name, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        folder / name,
+        torch_dtype=dtype,
+        variant=only_variant(folder / name),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
     )
     missing = sorted(set(found["missing_keys"]).intersection(n for n, _ in part.named_parameters()))
     if missing:

@@ -24,6 +24,15 @@ def tensor_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def only_variant(folder: Path) -> str | None:
+    """Return the variant, such as fp16, whose weights are the only ones of a component; None if there are plain ones.
+
+    diffusers names a variant behind the first dot: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors.
+    """
+    found = {file.name.split(".")[1].split("-0")[0] for file in folder.glob("*.safetensors")}
+    return found.pop() if len(found) == 1 and "safetensors" not in found else None
+
+
 def float_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Map the floating-point tensors of a component to the dtypes they are stored in.
 

@@ -70,6 +70,7 @@ ARGUMENTS = {
     f"{C} --seed -3": ("'--seed'", "0"),
     "compare MODEL QUANTIZED/transformer --prompts two.txt -o out": ("pipeline's folder",),
     "compare MODEL MODEL --prompts two.txt -o out": ("given twice",),
+    "compare MODEL MODEL/transformer/.. --prompts two.txt -o out": ("given twice",),
     "quantize MODEL": ("Missing option '-o' / '--output'", "ditquant quantize --help"),
     "quantize": ("Missing argument 'MODEL'", "ditquant quantize --help"),
     "quantize MODEL -o out --recpie x": ("No such option: --recpie", "--recipe"),

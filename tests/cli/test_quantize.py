@@ -193,3 +193,14 @@ def test_a_run_that_ends_while_it_saves_leaves_no_checkpoint(model, tmp_path, en
         assert run.returncode == -signal.SIGKILL and list(tmp_path.iterdir()) == [half]
         succeed(*words)
         assert list(tmp_path.iterdir()) == [target] and (target / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("shards", ["1GB", "20KB"])
+def test_a_folder_with_one_variant_only(model, prompts, tmp_path, shards):
+    loaded(model).save_pretrained(tmp_path / "fp16", variant="fp16", max_shard_size=shards)
+    assert not list((tmp_path / "fp16").rglob("*model.safetensors"))
+    made = [tmp_path / "plain-w4", tmp_path / "variant-w4"]
+    for folder, out in zip((model, tmp_path / "fp16"), made, strict=True):
+        succeed("quantize", folder, "--recipe", "lrq-w4a8", "--prompts", prompts, "-o", out)
+    plans = {stored_plan(folder / "transformer").hash() for folder in made}
+    assert len(plans) == 1

@@ -55,9 +55,9 @@ def compare(
 
     thresholds = [Threshold.parse(text) for text in require or ()]
     names = [reference, *models]
-    if len(set(names)) < len(names):
-        raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")
     found = [sources.find(name) for name in names]
+    if len({source.name if source.folder is None else source.folder.resolve() for source in found}) < len(names):
+        raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")
     for source in found:
         sources.check_pipeline(source)
     check_output(output, overwrite, prompts, *(source.folder for source in found))
