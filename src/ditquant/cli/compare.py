@@ -1,6 +1,7 @@
 """`ditquant compare`: the same prompts and seeds through full precision and quantized models."""
 
 from functools import partial
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def compare(
     thresholds = [Threshold.parse(text) for text in require or ()]
     names = [reference, *models]
     found = [sources.find(name) for name in names]
-    if len({source.name if source.folder is None else source.folder.resolve() for source in found}) < len(names):
+    if len({source.name if source.folder is None else os.path.abspath(source.folder) for source in found}) < len(names):
         raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")
     for source in found:
         sources.check_pipeline(source)
