@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ditquant.formats import PackedWeight
-from ditquant.kernels import Rotation, cpu, linear, linear_int8, quantize_activation
+from ditquant.kernels import Rotation, cpu, linear, linear_int8, quantize_activation, report
 from ditquant.kernels.cpu import library
 from ditquant.kernels.cpu.ops import linear_packed, padded, quantize_tokens
 from ditquant.quantizers import QUANTIZERS
@@ -220,10 +220,10 @@ def test_one_graph():
 )
 def test_without_the_library_torch_computes_and_says_so(path, change, monkeypatch, caplog):
     monkeypatch.setattr(MODULE, "CPU_HAS_INT8", True)
-    monkeypatch.setattr(MODULE, "_reported", set())
+    monkeypatch.setattr(report, "_reported", set())
     change(monkeypatch)
     x, weight = some_input(5, 63), some_weight(4)
-    with caplog.at_level(logging.INFO, logger="ditquant.kernels.linear"):
+    with caplog.at_level(logging.INFO, logger="ditquant.kernels"):
         for _ in range(2):
             found = linear(x, weight, ActSpec(8), None)
     assert torch.equal(found, linear_int8(x, weight, ActSpec(8), None))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ditquant.formats import PackedWeight
-from ditquant.kernels import fake_quantize, linear, linear_int8, linear_reference, why_not_int8
+from ditquant.kernels import fake_quantize, linear, linear_int8, linear_reference, report, why_not_int8
 from ditquant.quantizers import QUANTIZERS
 from ditquant.specs import ActSpec, WeightSpec
 
@@ -155,13 +155,13 @@ def test_a_cpu_without_a_fast_integer_product_takes_the_reference(monkeypatch):
 
 @pytest.fixture
 def nothing_reported(monkeypatch):
-    monkeypatch.setattr(MODULE, "_reported", set())
+    monkeypatch.setattr(report, "_reported", set())
 
 
 @pytest.mark.usefixtures("nothing_reported")
 def test_every_form_is_logged_once_with_its_reason(caplog, monkeypatch):
     x, grouped, plain = some_input(5, 63), some_weight(4, group_size=9), some_weight(4)
-    with caplog.at_level(logging.INFO, logger="ditquant.kernels.linear"):
+    with caplog.at_level(logging.INFO, logger="ditquant.kernels"):
         linear(x, plain, None, None)
         assert not caplog.records
         monkeypatch.setenv("DITQUANT_CPU_KERNELS", "0")

@@ -1,6 +1,7 @@
 """Operators on packed weights and quantized activations: plain torch first, fast forms that must agree with it."""
 
 from ditquant.kernels.activation import QuantizedActivation, fake_quantize, quantize_activation
+from ditquant.kernels.attention import attention
 from ditquant.kernels.kept import forget_decoded, kept_bytes
 from ditquant.kernels.linear import linear, linear_int8, linear_reference, takes_rotation, why_not_int8
 from ditquant.kernels.rotation import Rotation, rotates
@@ -8,6 +9,7 @@ from ditquant.kernels.rotation import Rotation, rotates
 __all__ = [
     "QuantizedActivation",
     "Rotation",
+    "attention",
     "fake_quantize",
     "forget_decoded",
     "kept_bytes",

@@ -3,8 +3,6 @@
 All take the transformed input and return it in its own dtype; every faster kernel must agree with the reference.
 """
 
-import logging
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,13 +12,12 @@ from ditquant.formats import PackedWeight
 from ditquant.kernels import cpu
 from ditquant.kernels.activation import fake_quantize, quantize_activation
 from ditquant.kernels.kept import keep
+from ditquant.kernels.report import report
 from ditquant.kernels.rotation import Rotation
 from ditquant.specs import ActSpec
 
-log = logging.getLogger(__name__)
 # elsewhere torch._int_mm is a plain loop, a hundred times slower than a float32 product
 CPU_HAS_INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-_reported: set[str] = set()
 
 
 def linear(
@@ -39,14 +36,14 @@ def linear(
     reason = why_not_int8(x, weight, activation)
     if reason is not None:
         if activation is not None:
-            _report("the reference product is used", reason)
+            report("the reference product is used", reason)
         return linear_reference(x, weight, activation, bias)
     if x.device.type == "cpu":
         slow = cpu.why_not_vnni(x, weight)
         if slow is None:
-            _report("INT8 products by the compiled CPU kernels")
+            report("INT8 products by the compiled CPU kernels")
             return cpu.linear_vnni(x, weight, activation, bias, rotation, decoded)
-        _report("INT8 products by torch._int_mm", slow)
+        report("INT8 products by torch._int_mm", slow)
     return linear_int8(x, weight, activation, bias, decoded)
 
 
@@ -105,10 +102,3 @@ def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) ->
     if x.device.type == "cuda" and (rows <= 16 or weight.shape[0] % 8 or weight.shape[1] % 8):
         return "torch._int_mm on CUDA needs more than 16 tokens and widths that are multiples of 8"
     return None
-
-
-def _report(path: str, reason: str = "") -> None:
-    line = f"{path}: {reason}" if reason else path
-    if not torch.compiler.is_compiling() and line not in _reported:
-        _reported.add(line)
-        log.info("%s", line)

@@ -1,7 +1,8 @@
-"""Trade memory for speed: whether quantized layers keep their decoded INT8 weights."""
+"""Trade memory for speed: whether quantized layers keep their decoded INT8 weights, and how the model attends."""
 
 from torch import nn
 
+from ditquant.attention.compiled import use_compiled_attention
 from ditquant.errors import DitQuantError
 from ditquant.kernels import forget_decoded
 from ditquant.nn.linear import QuantLinear
@@ -16,6 +17,9 @@ def set_mode(model: nn.Module, mode: str) -> None:
     a weight. What is kept is no part of the state dict, is made again after loading or moving, and is dropped by
     "memory". Layers whose activations are not quantized keep nothing.
 
+    "speed" also lets diffusers' attention layers attend by the compiled kernels, in bfloat16 on the CPU, and "memory"
+    gives them torch's attention back.
+
     Raises:
         DitQuantError: another mode, or a model without quantized layers.
     """
@@ -28,3 +32,4 @@ def set_mode(model: nn.Module, mode: str) -> None:
         layer.keeps_decoded = mode == "speed"
         if mode == "memory" and not layer.codes.is_meta:
             forget_decoded(layer.codes)
+    use_compiled_attention(model, mode == "speed")

@@ -12,6 +12,10 @@ SWITCH = "DITQUANT_CPU_KERNELS"  # 0 leaves the library alone
 _NAME = "_native"
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
+    "ditquant_attention": [
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
+        *(_INT64, _INT64, _INT64, _INT64, _INT64, _FLOAT, _INT),
+    ],
     "ditquant_decode": [_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER, _INT],
     "ditquant_linear": [
         *(_POINTER, _POINTER, _POINTER, _INT64),
@@ -38,7 +42,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
-        library.ditquant_missing.restype = ctypes.c_char_p
+        for name in ("ditquant_missing", "ditquant_missing_attention"):
+            getattr(library, name).restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
         return None, f"the compiled CPU kernels cannot be loaded: {error}"
     missing = library.ditquant_missing()
@@ -51,6 +56,15 @@ def why_not() -> str | None:
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
     return _load()[1]
+
+
+@torch.compiler.assume_constant_result
+def why_not_attention() -> str | None:
+    """Say why the library's attention is not used; None if it is."""
+    if (reason := why_not()) is not None:
+        return reason
+    missing = library().ditquant_missing_attention()
+    return None if missing is None else f"this CPU has no {missing.decode()}"
 
 
 def library() -> ctypes.CDLL:

@@ -15,3 +15,14 @@ DITQUANT_API const char* ditquant_missing() {
     return "x86-64";
 #endif
 }
+
+// The same for attention.
+DITQUANT_API const char* ditquant_missing_attention() {
+#if DITQUANT_X86
+    const char* missing = ditquant_missing();
+    if (missing) return missing;
+    return __builtin_cpu_supports("avx512bf16") ? nullptr : "AVX512-BF16";
+#else
+    return "x86-64";
+#endif
+}
