@@ -1,7 +1,7 @@
 """`ditquant compare`: the same prompts and seeds through full precision and quantized models."""
 
-from functools import partial
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 

@@ -68,13 +68,13 @@ def quantize_all(folder: Path) -> list[Plot]:
     for recipe in RECIPES:
         print(f"quantizing {MODEL} with {recipe}, calibrated on {len(calibration)} prompts", flush=True)
         pipeline = sources.load(source, torch.float32)
-        quantize(pipeline, recipe, prompts=calibration)
+        quantize(pipeline, recipe, prompts=calibration, settings={"steps": STEPS})
         layers[recipe] = pipeline.transformer.get_submodule(probe(pipeline))
         save(pipeline, source, folder / "models" / recipe, overwrite=False)
     pipeline = sources.load(source, torch.float32)
     name = probe(pipeline)
     linear = pipeline.transformer.get_submodule(name)
-    seen = collect({name: linear}, partial(run_prompts, pipeline, calibration[:1]))[name]
+    seen = collect({name: linear}, partial(run_prompts, pipeline, calibration[:1], settings={"steps": STEPS}))[name]
     panels = {"4 bits": layers["lrq-w4a8"], "3 bits": layers["lrq-w3a8"]}
     return plot_layer(name, linear.weight.detach(), panels, seen.sample)
 
