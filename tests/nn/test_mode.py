@@ -11,7 +11,7 @@ from torch import nn
 
 import ditquant
 from ditquant.errors import DitQuantError
-from ditquant.kernels import kept_bytes
+from ditquant.kernels import cpu, kept_bytes
 from ditquant.nn import QuantLinear, set_mode
 from ditquant.quantizers import QUANTIZERS
 from ditquant.specs import ActSpec, LayerPlan, TransformSpec, WeightSpec
@@ -79,6 +79,17 @@ def test_only_speed_keeps_a_byte_a_weight_and_memory_drops_it():
     del layer
     gc.collect()
     assert kept_bytes() == before
+
+
+@pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not()))
+def test_with_many_tokens_decoding_costs_less_than_keeping():
+    layer, before = some_layer(), kept_bytes()
+    set_mode(layer, "speed")
+    with torch.no_grad():
+        layer(torch.zeros(1024, WIDTH))
+        assert kept_bytes() - before < ROWS * WIDTH
+        layer(torch.zeros(512, WIDTH))
+        assert kept_bytes() - before >= ROWS * WIDTH
 
 
 def replace_by_load(layer: QuantLinear, other: QuantLinear) -> None:

@@ -24,7 +24,7 @@ def linear_vnni(
 ) -> Float[Tensor, "*B N"]:
     """Rotate and quantize the tokens in one pass, decode tiles of the weight, multiply; in the dtype of `x`.
 
-    A rotation needs granularity `token`. `decoded` keeps the decoded weight for later calls.
+    A rotation needs granularity `token`. `decoded` keeps the decoded weight for later calls where tokens are few.
     """
     if activation.granularity == "token":
         r = rotation or Rotation()

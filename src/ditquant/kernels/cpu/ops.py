@@ -11,6 +11,7 @@ from ditquant.kernels.kept import keep
 from ditquant.specs import WeightSpec
 
 TILE = 64
+FEW_TOKENS = 512  # beyond, decoding a tile is under 6 % of multiplying with it, and not worth a byte a weight
 
 
 def padded(channels: int) -> int:
@@ -76,7 +77,7 @@ def linear_packed(
 ) -> Tensor:
     """Multiply the tokens of `quantize_tokens` with a packed weight: y [M, N] in `dtype`.
 
-    The weight's tiles are decoded one at a time, or all of them once and kept if `decoded`.
+    The weight's tiles are decoded one at a time; `decoded`: all of them once, and kept, if there are few tokens.
     """
     spec, (rows, channels) = WeightSpec(bits, format, symmetric=symmetric), shape
     names = [name for name in layout(spec, rows, channels) if name != "codes"]
@@ -84,7 +85,8 @@ def linear_packed(
     table, row_scale = keep(weight, "table", lambda: _table(weight))
     stride = table.shape[1] if len(table) == rows else 0
     packed = (pointer(codes), pointer(table), stride, bits, rows, channels)
-    tiles, sums = keep(weight, "tiles", lambda: _decode(packed)) if decoded else (None, None)
+    keeps = decoded and values.shape[0] <= FEW_TOKENS
+    tiles, sums = keep(weight, "tiles", lambda: _decode(packed)) if keeps else (None, None)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     y = values.new_empty((values.shape[0], rows), dtype=dtype)
     library().ditquant_linear(

@@ -43,10 +43,10 @@ inline __mmask16 sign_mask(const uint8_t* signs, int64_t at, int64_t channels) {
 
 inline __m512 flip(__m512 x, __mmask16 signs) { return _mm512_mask_sub_ps(x, signs, _mm512_setzero_ps(), x); }
 
-// The token in float32, smoothed and rotated; channels beyond the last are zero.
-float* transform(const Quantize& q, int64_t token, float* x, float* spare) {
+// The token in float32, smoothed and rotated once; channels beyond the last are zero.
+void transform(const Quantize& q, int64_t token, float* x) {
     const int rotations = q.block ? (q.permutation ? 2 : 1) : 0;
-    const __m512 norm = _mm512_set1_ps(static_cast<float>(std::pow(std::sqrt(1.0 / std::max<int64_t>(q.block, 1)), rotations)));
+    const __m512 norm = _mm512_set1_ps(static_cast<float>(std::pow(q.block, -0.5 * rotations)));
     for (int64_t k = 0; k < q.padded(); k += 16) {
         const __mmask16 there = first_floats(q.channels - k);
         __m512 v = load(q.x, token * q.channels + k, there, q.dtype);
@@ -55,17 +55,47 @@ float* transform(const Quantize& q, int64_t token, float* x, float* spare) {
         if (q.signs1) v = flip(v, sign_mask(q.signs1, k, q.channels));
         _mm512_store_ps(x + k, v);
     }
-    if (!rotations) return x;
     // a block below 16 may end inside the last vector; zeros behind it stay zeros
-    rotate_blocks(x, round_up(q.channels, 16), q.block);
-    if (rotations == 1) return x;
-    std::memset(spare + q.channels, 0, (q.padded() - q.channels) * sizeof(float));
-    for (int64_t k = 0; k < q.channels; k++) spare[k] = x[q.permutation[k]];
-    for (int64_t k = 0; k < q.channels; k += 16) {
-        _mm512_store_ps(spare + k, flip(_mm512_load_ps(spare + k), sign_mask(q.signs2, k, q.channels)));
+    if (rotations) rotate_blocks(x, round_up(q.channels, 16), q.block);
+}
+
+constexpr int TOGETHER = 4;  // tokens whose channels are moved at once
+
+// Transpose 4 x 4 floats in every 128 bits of 4 vectors; doing it twice changes nothing.
+inline void exchange(__m512 (&v)[4]) {
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
+    v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)), v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+}
+
+// Where `exchange` puts a channel, of 16 at a time; it is its own inverse.
+inline int64_t place(int64_t k) { return (k & ~15) | (k & 3) << 2 | (k >> 2 & 3); }
+
+// For every place after the permutation, the place that its channel comes from.
+void read_permutation(const Quantize& q, int32_t* from) {
+    for (int64_t k = 0; k < q.padded(); k++) {
+        from[place(k)] = static_cast<int32_t>(place(k < q.channels ? q.permutation[k] : k));
     }
-    rotate_blocks(spare, round_up(q.channels, 16), q.block);
-    return spare;
+}
+
+// Permute TOGETHER tokens that lie in x one after the other, and rotate them again; `spare` is as large as x.
+void permute_rotate(const Quantize& q, const int32_t* from, float* x, float* spare) {
+    const int64_t size = q.padded();
+    __m512 v[TOGETHER];
+    for (int64_t k = 0; k < size; k += 16) {
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) v[i] = _mm512_load_ps(x + i * size + k);
+        exchange(v);
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) _mm512_store_ps(spare + k * TOGETHER + 16 * i, v[i]);
+    }
+    for (int64_t k = 0; k < size; k++) _mm_store_ps(x + k * TOGETHER, _mm_load_ps(spare + from[k] * TOGETHER));
+    for (int64_t k = 0; k < size; k += 16) {
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) v[i] = _mm512_load_ps(x + k * TOGETHER + 16 * i);
+        exchange(v);
+        const __mmask16 signs = sign_mask(q.signs2, k, q.channels);
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) _mm512_store_ps(spare + i * size + k, flip(v[i], signs));
+    }
+    for (int i = 0; i < TOGETHER; i++) rotate_blocks(spare + i * size, round_up(q.channels, 16), q.block);
 }
 
 // Largest magnitude; infinity and NaN are larger than any number, NaN than infinity.
@@ -132,11 +162,24 @@ DITQUANT_API void ditquant_quantize(const void* x, int dtype, int64_t tokens, in
     const Quantize q{x, dtype, tokens, channels, factor, block, signs1, permutation, signs2,
                      bits, symmetric, clip, values, scale, zero};
     constexpr int64_t TOKENS = 32;  // of a task
+    const int64_t size = q.padded();
     parallel(ceil_div(tokens, TOKENS), threads, [&](int64_t task) {
         static thread_local Scratch<float> scratch;
-        float* x = scratch.get(2 * q.padded());
-        for (int64_t token = task * TOKENS; token < std::min((task + 1) * TOKENS, tokens); token++) {
-            quantize(q, token, transform(q, token, x, x + q.padded()));
+        static thread_local Scratch<int32_t> places;
+        float* x = scratch.get(2 * TOGETHER * size);
+        int32_t* from = permutation ? places.get(size) : nullptr;
+        if (permutation) read_permutation(q, from);
+        const int64_t end = std::min((task + 1) * TOKENS, tokens);
+        for (int64_t token = task * TOKENS; token < end; token += TOGETHER) {
+            const int64_t count = std::min<int64_t>(TOGETHER, end - token);
+            if (!permutation) {
+                for (int64_t i = 0; i < count; i++) transform(q, token + i, x), quantize(q, token + i, x);
+                continue;
+            }
+            for (int64_t i = 0; i < TOGETHER; i++) transform(q, token + std::min(i, count - 1), x + i * size);
+            float* rotated = x + TOGETHER * size;
+            permute_rotate(q, from, x, rotated);
+            for (int64_t i = 0; i < count; i++) quantize(q, token + i, rotated + i * size);
         }
     });
 }

@@ -11,12 +11,13 @@ namespace ditquant {
 template <int STRIDE>
 inline __m512 butterfly(__m512 x) {
     constexpr __mmask16 upper = STRIDE == 1 ? 0xaaaa : STRIDE == 2 ? 0xcccc : STRIDE == 4 ? 0xf0f0 : 0xff00;
+    const __m512 sign = _mm512_mask_mov_ps(_mm512_set1_ps(1), upper, _mm512_set1_ps(-1));
     __m512 other;
     if constexpr (STRIDE == 1) other = _mm512_permute_ps(x, 0xb1);
     if constexpr (STRIDE == 2) other = _mm512_permute_ps(x, 0x4e);
     if constexpr (STRIDE == 4) other = _mm512_shuffle_f32x4(x, x, 0xb1);
     if constexpr (STRIDE == 8) other = _mm512_shuffle_f32x4(x, x, 0x4e);
-    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
+    return _mm512_fmadd_ps(x, sign, other);
 }
 
 inline __m512 within(__m512 x, int64_t block) {
