@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -203,6 +203,17 @@ class QuantPlan:
     def hash(self) -> str:
         """Return 16 hex digits that change with any entry of the plan."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def in_words(
+    weight: WeightSpec, activation: ActSpec | None, transforms: Iterable[TransformSpec] = (), rank: int = 0
+) -> str:
+    """Say in words what numbers a layer has."""
+    group = f" in groups of {weight.group_size}" if weight.group_size else ""
+    words = f"{weight.bits}-bit {weight.format} weights{group}"
+    words += ", floating-point activations" if activation is None else f", {activation.bits}-bit activations"
+    words += "".join(f"{' + ' if i else ', '}{t.kind}" for i, t in enumerate(transforms))
+    return words + (f", low-rank branch of {rank}" if rank else "")
 
 
 def check_divides(group_size: int, in_features: int, name: str) -> None:

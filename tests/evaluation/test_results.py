@@ -37,7 +37,7 @@ def test_save_and_load(tmp_path):
     results.save(tmp_path / "results.json")
     assert Results.load(tmp_path / "results.json") == results
     data = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
-    assert data["schema_version"] == 1 and set(data["versions"]) == {
+    assert data["schema_version"] == 2 and set(data["versions"]) == {
         "python",
         "ditquant",
         "torch",
@@ -61,8 +61,8 @@ def test_other_files_are_refused(tmp_path, text):
 
 def test_a_newer_schema_is_refused(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(example().to_dict() | {"schema_version": 2}))
-    with pytest.raises(DitQuantError, match="schema version 2, this ditquant reads 1"):
+    path.write_text(json.dumps(example().to_dict() | {"schema_version": 3}))
+    with pytest.raises(DitQuantError, match="schema version 3, this ditquant reads 2"):
         Results.load(path)
     with pytest.raises(DitQuantError, match="is not a results file"):
         Results.load(tmp_path / "missing.json")

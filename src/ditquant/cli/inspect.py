@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -84,24 +84,21 @@ def show_coverage(coverage: Coverage, name: str, part: nn.Module) -> None:
 def show_layers(coverage: Coverage, part: nn.Module, recipe: Recipe | None) -> None:
     """Print every layer that can be quantized, and what a recipe would make of it."""
     from ditquant.engine import match
+    from ditquant.specs import in_words
 
     table = printed("layer", "role", "in", "out", *(["with the recipe"] if recipe else []), right=("in", "out"))
     rules = {layer.name: rule for layer, rule in match(part, recipe)} if recipe else {}
     for layer in coverage.layers:
         rule = rules.get(layer.name)
         kept = "stays in floating point"
-        formats = kept if rule is None else format_words(rule.weight, rule.activation, rule.transforms)
+        formats = (
+            kept
+            if rule is None or rule.weight is None
+            else in_words(rule.weight, rule.activation, rule.transforms, rule.rank)
+        )
         row = (layer.name, layer.role, str(layer.in_features), str(layer.out_features))
         table.add_row(*row, *([formats] if recipe else []))
     console().print(table)
-
-
-def format_words(weight: Any, activation: Any, transforms: Any) -> str:
-    """Say in words what numbers a layer has."""
-    group = f" in groups of {weight.group_size}" if weight.group_size else ""
-    words = f"{weight.bits}-bit {weight.format} weights{group}"
-    words += ", floating-point activations" if activation is None else f", {activation.bits}-bit activations"
-    return words + (f", {' + '.join(t.kind for t in transforms)}" if transforms else "")
 
 
 def show_sizes(part: nn.Module, recipes: list[Recipe]) -> None:

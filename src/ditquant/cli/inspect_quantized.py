@@ -18,10 +18,9 @@ def show_quantized(source: Source, name: str, part: nn.Module, stored: Any, ever
     """Print the formats that a quantized transformer's layers have, its bits a weight and its size."""
     import torch
 
-    from ditquant.cli.inspect import format_words
     from ditquant.integrations.load import build_layers
     from ditquant.sizes import measure
-    from ditquant.specs import QuantPlan
+    from ditquant.specs import QuantPlan, in_words
     from ditquant.stored import main_dtype, tensor_files
 
     method = stored.get("quant_method") if isinstance(stored, dict) else stored
@@ -37,7 +36,7 @@ def show_quantized(source: Source, name: str, part: nn.Module, stored: Any, ever
         f"{name or source.class_name}: {type(part).__name__}, quantized with {plan.recipe or 'a recipe'} "
         f"(plan {plan.hash()})"
     )
-    words = {n: format_words(e.weight, e.activation, e.transforms) for n, e in plan.layers.items()}
+    words = {n: in_words(e.weight, e.activation, e.transforms, e.rank) for n, e in plan.layers.items()}
     if every:
         table = printed("layer", "format")
         for layer, formats in words.items():

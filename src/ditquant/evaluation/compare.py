@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from ditquant.errors import DitQuantError
 from ditquant.evaluation import shapes
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
+from ditquant.evaluation.inventory import Kept, kept
+from ditquant.evaluation.layers import LayerProbe, LayerResult
 from ditquant.evaluation.metrics import METRICS, sqnr_db
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
 from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
@@ -49,7 +51,7 @@ def compare(
 
     A model is a pipeline or a loader without arguments; what a loader made is dropped before the next one is called.
     `describe(name, pipeline)` is asked for a model's facts while it is loaded. The first `step_prompts` prompts give
-    the trajectory on which step SQNR is measured; 0 leaves it out.
+    the trajectory on which step SQNR and the layers' errors are measured; 0 leaves both out.
     """
     if reference_name in pipelines:
         raise DitQuantError(f"two models have the name {reference_name!r}. Give every model a name of its own.")
@@ -59,32 +61,44 @@ def compare(
     truth: Generated | None = None
     models = []
     for name, source in {reference_name: reference, **pipelines}.items():
-        facts, made, (by_prompt, by_step) = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
-        values = {"step_sqnr_db": by_prompt} if by_prompt else {}
+        facts, made, seen = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
+        values = {"step_sqnr_db": seen.by_prompt} if seen.by_prompt else {}
         values |= {} if truth is None else _paired_values(truth, made)
         values |= _caption_values(made.images, prompts)
-        models.append(ModelResult(name, facts, made.seconds, values, by_step, made.images))
+        models.append(ModelResult(name, facts, made.seconds, values, seen.by_step, seen.layers, seen.kept, made.images))
         truth = truth or made
     return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models)
 
 
+@dataclass
+class _Seen:
+    """What is asked of a model while it is loaded: step SQNR by prompt and by step, its layers, and what it kept."""
+
+    by_prompt: list[float] = field(default_factory=list)
+    by_step: list[float] = field(default_factory=list)
+    layers: list[LayerResult] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+
+
 class _Probe:
-    """The reference's trajectory on a few prompts, recorded by the first model that it meets."""
+    """The reference's trajectory and layers on a few prompts, recorded by the first model that it meets."""
 
     def __init__(self, prompts: Sequence[str | int], seeds: Sequence[int], sampling: Sampling):
         self.prompts, self.seeds = prompts, seeds
         self.options = asdict(sampling) | {"batch_size": max(1, len(prompts)), "progress": False}
         self.trajectory: Trajectory | None = None
+        self.layers = LayerProbe()
 
-    def __call__(self, pipeline: Any) -> tuple[list[float], list[float]]:
-        """Return step SQNR by prompt and by step; nothing for the reference."""
-        if not self.prompts:
-            return [], []
+    def __call__(self, pipeline: Any) -> _Seen:
+        """Return what the model is like beside the reference; no errors for the reference itself."""
         if self.trajectory is not None:
-            return step_sqnr_db(pipeline, self.trajectory)
-        paint = partial(generate, pipeline, self.prompts, seeds=self.seeds, **self.options)
-        self.trajectory = record(pipeline, len(self.prompts), paint)
-        return [], []
+            by_prompt, by_step = step_sqnr_db(pipeline, self.trajectory)
+            return _Seen(by_prompt, by_step, self.layers.measure(pipeline), kept(pipeline))
+        if self.prompts:
+            paint = partial(generate, pipeline, self.prompts, seeds=self.seeds, **self.options)
+            with self.layers.watching(pipeline):
+                self.trajectory = record(pipeline, len(self.prompts), paint)
+        return _Seen()
 
 
 def _run(
@@ -96,14 +110,14 @@ def _run(
     describe: Describe | None,
     probe: _Probe,
     progress: bool,
-) -> tuple[ModelFacts, Generated, tuple[list[float], list[float]]]:
+) -> tuple[ModelFacts, Generated, _Seen]:
     # a pipeline can be called as well, but only a pipeline has a bar
     loaded = not hasattr(source, "set_progress_bar_config")
     pipeline = source() if loaded else source
     try:
         made = generate(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
         facts = ModelFacts() if describe is None else describe(name, pipeline)
-        steps = probe(pipeline)
+        seen = probe(pipeline)
     except DitQuantError as error:
         raise DitQuantError(f"{name}: {error}") from error
     del pipeline
@@ -111,7 +125,7 @@ def _run(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return facts, made, steps
+    return facts, made, seen
 
 
 def _paired_values(truth: Generated, made: Generated) -> dict[str, list[float]]:

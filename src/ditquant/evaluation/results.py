@@ -15,8 +15,10 @@ import numpy as np
 from ditquant.atomic import atomic_file
 from ditquant.errors import DitQuantError
 from ditquant.evaluation.intervals import interval
+from ditquant.evaluation.inventory import Kept
+from ditquant.evaluation.layers import LayerResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MEANS = ("caption_accuracy", "step_sqnr_db")  # shares, and decibels that no single sample rules
 
 
@@ -39,7 +41,8 @@ class ModelFacts:
 class ModelResult:
     """One model: `values[metric]` holds one number a prompt, `steps` the SQNR of its prediction at every step.
 
-    Its pictures are kept beside the JSON, not in it.
+    `layers` are the quantized ones with their error, `kept` what stayed in floating point and why. Its pictures are
+    kept beside the JSON, not in it.
     """
 
     name: str
@@ -47,6 +50,8 @@ class ModelResult:
     seconds: float
     values: dict[str, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
+    layers: list[LayerResult] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -83,6 +88,8 @@ class Results:
                 "seconds": model.seconds,
                 "values": model.values,
                 "steps": model.steps,
+                "layers": [asdict(layer) for layer in model.layers],
+                "kept": [asdict(group) for group in model.kept],
                 "summary": model.summary(),
             }
             for model in self.models
@@ -136,10 +143,16 @@ def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
             model["seconds"],
             {name: _numbers(values) for name, values in model["values"].items()},
             _numbers(model.get("steps", [])),
+            [_layer(layer) for layer in model.get("layers", [])],
+            [Kept(**group | {"names": tuple(group["names"])}) for group in model.get("kept", [])],
         )
         for model in data["models"]
     ]
     return Results(data["prompts"], data["seeds"], data["sampling"], models, data["versions"], version)
+
+
+def _layer(data: dict[str, Any]) -> LayerResult:
+    return LayerResult(**data | {"sqnr_db": None if data["sqnr_db"] is None else float(data["sqnr_db"])})
 
 
 def _numbers(values: Sequence[float | str]) -> list[float]:
