@@ -36,14 +36,32 @@ METHODS = {  # method: format, quantizer, its options, transforms, quantizer of 
     "smoothquant": ("affine", "rtn", {}, ["smooth"], "rtn"),
     "vidit-q": ("affine", "rtn", {}, ["smooth", "hadamard"], "rtn"),
 }
+GROUPED = {"qdit": "rtn", "qdit-gptq": "gptq"}
+GROUPED_BITS = ["w3a8", "w4a6", "w4a8", "w6a8"]
 
 
 def test_the_shipped_recipes():
-    assert sorted(list_recipes()) == sorted(f"{method}-{bits}" for method in METHODS for bits in BITS)
-    assert len({Recipe.load(f"{method}-w4a8").description for method in METHODS}) == len(METHODS)
+    plain = [f"{method}-{bits}" for method in METHODS for bits in BITS]
+    grouped = [f"{method}-{bits}" for method in GROUPED for bits in GROUPED_BITS]
+    assert sorted(list_recipes()) == sorted(plain + grouped)
+    methods = [*METHODS, *GROUPED]
+    assert len({Recipe.load(f"{method}-w4a8").description for method in methods}) == len(methods)
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("bits", GROUPED_BITS)
+@pytest.mark.parametrize("method", GROUPED)
+def test_a_shipped_recipe_with_groups_has_them_on_both_sides(method, bits):
+    recipe = Recipe.load(f"{method}-{bits}")
+    weight_bits, act_bits = (int(n) for n in bits[1:].split("a"))
+    rule, modulation = (recipe.match(role, "x") for role in ("attn_out", "modulation"))
+    assert rule.weight == modulation.weight == WeightSpec(weight_bits, "affine", 128, symmetric=False)
+    assert rule.activation == ActSpec(act_bits, "group", 128, symmetric=False)
+    assert (rule.quantizer, modulation.quantizer, modulation.activation) == (GROUPED[method], "rtn", None)
+    assert recipe.match("embedding", "x").weight == WeightSpec(8)
+    assert all(recipe.match(role, "x") is not None for role in ROLES)
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if not n.startswith("qdit")])
 def test_a_shipped_recipe_does_what_its_name_says(name):
     recipe = Recipe.load(name)
     method, _, bits = name.rpartition("-")
