@@ -21,7 +21,16 @@ GOOD = {
     "rules": [
         {"target": "blocks.0.*", "weight": None},
         {"target": "role:ffn_*, attn_q", "weight": {"bits": 4, "group_size": 64}, "activation": {"bits": 8}},
-        {"target": r"re:blocks\.\d+\.attn\.to_k", "weight": {"bits": 3}, "transforms": ["hadamard"], "rank": 8},
+        {
+            "target": r"re:blocks\.\d+\.attn\.to_k",
+            "weight": {"bits": 3},
+            "transforms": ["hadamard"],
+            "rank": 8,
+            "choose": {
+                "transforms": [[], ["smooth", {"kind": "hadamard", "options": {"block": 64}}]],
+                "clip": [0.9, 1],
+            },
+        },
     ],
 }
 
@@ -38,13 +47,14 @@ METHODS = {  # method: format, quantizer, its options, transforms, quantizer of 
 }
 GROUPED = {"qdit": "rtn", "qdit-gptq": "gptq"}
 GROUPED_BITS = ["w3a8", "w4a6", "w4a8", "w6a8"]
+OTHERS = ("svdquant", "lrq-plus")  # tested by themselves
 
 
 def test_the_shipped_recipes():
-    plain = [f"{method}-{bits}" for method in METHODS for bits in BITS]
+    plain = [f"{method}-{bits}" for method in [*METHODS, *OTHERS] for bits in BITS]
     grouped = [f"{method}-{bits}" for method in GROUPED for bits in GROUPED_BITS]
     assert sorted(list_recipes()) == sorted(plain + grouped)
-    methods = [*METHODS, *GROUPED]
+    methods = [*METHODS, *GROUPED, *OTHERS]
     assert len({Recipe.load(f"{method}-w4a8").description for method in methods}) == len(methods)
 
 
@@ -61,7 +71,29 @@ def test_a_shipped_recipe_with_groups_has_them_on_both_sides(method, bits):
     assert all(recipe.match(role, "x") is not None for role in ROLES)
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes() if not n.startswith("qdit")])
+@pytest.mark.parametrize("bits", BITS)
+def test_svdquant_has_groups_and_a_branch(bits):
+    rule = Recipe.load(f"svdquant-{bits}").match("attn_q", "transformer_blocks.0.attn1.to_q")
+    weight_bits, act_bits = (int(n) for n in bits[1:].split("a"))
+    assert (rule.rank, rule.quantizer, [t.kind for t in rule.transforms]) == (32, "rtn", ["smooth"])
+    assert rule.weight == WeightSpec(weight_bits, group_size=64)
+    assert rule.activation == (None if act_bits == 16 else ActSpec(act_bits, "group", 64))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_lrq_plus_chooses_transforms_and_where_it_pays_a_clip(bits):
+    rule = Recipe.load(f"lrq-plus-{bits}").match("attn_q", "transformer_blocks.0.attn1.to_q")
+    weight_bits, act_bits = (int(n) for n in bits[1:].split("a"))
+    assert (rule.quantizer, rule.quantizer_options) == ("gptq", {"joint": True})
+    assert rule.weight == WeightSpec(weight_bits, "twin_log") and len(rule.choose.transforms) >= 2
+    if act_bits in (4, 6):
+        assert rule.activation == ActSpec(act_bits, "group", 64, symmetric=False) and rule.rank == 32
+        assert len(rule.choose.clip) == 7 and max(rule.choose.clip) == 1
+    else:
+        assert rule.activation == (None if act_bits == 16 else ActSpec(8)) and rule.choose.clip == () and rule.rank == 0
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if not n.startswith(("qdit", *OTHERS))])
 def test_a_shipped_recipe_does_what_its_name_says(name):
     recipe = Recipe.load(name)
     method, _, bits = name.rpartition("-")
@@ -80,10 +112,10 @@ def test_a_shipped_recipe_does_what_its_name_says(name):
     assert all(recipe.match(role, "x") is not None for role in ROLES)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_shipped_recipe_passes_the_checks_of_its_parts(method):
-    layer = find_linears(tiny("dit")).layers[0]
-    for rule in Recipe.load(f"{method}-w4a8").rules:
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.endswith(("w4a4", "w4a8"))])
+def test_a_shipped_recipe_passes_the_checks_of_its_parts(name):
+    layer = find_linears(tiny("dit", attention_head_dim=64)).layers[0]
+    for rule in Recipe.load(name).rules:
         check_rule(rule, layer)
 
 
@@ -182,6 +214,13 @@ BAD = {
     "unknown key of transform of rule 2 of a recipe 'alpha'": rule(transforms=[{"kind": "smooth", "alpha": 1}]),
     "transform of rule 2 of a recipe is incomplete": rule(transforms=[{"options": {}}]),
     "rank -1 is not allowed": rule(rank=-1),
+    "unknown key of what rule 2 of a recipe chooses 'clips'. Did you mean 'clip'": rule(choose={"clips": [1]}),
+    "what rule 2 of a recipe chooses must be a mapping, got list": rule(choose=[]),
+    "clip of what rule 2 of a recipe chooses must be a list, got 0.5": rule(choose={"clip": 0.5}),
+    "clip 1.5 is not allowed. Choose numbers above 0, at most 1": rule(choose={"clip": [1.5]}),
+    "transforms of what rule 2 of a recipe chooses must be a list, got 'smooth'": rule(
+        choose={"transforms": ["smooth"]}
+    ),
     "quantizer 3 is not allowed": rule(quantizer=3),
     "quantizer_options must be a mapping, got 'fit'": rule(quantizer_options="fit"),
     "options must be plain numbers, words, lists and mappings": rule(quantizer_options={"a": float("nan")}),

@@ -3,9 +3,9 @@
 import logging
 import operator
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,17 +25,17 @@ from ditquant.calibration import (
     run_prompts,
 )
 from ditquant.errors import DitQuantError, of_layer
+from ditquant.fitting import fit_layer
 from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
-from ditquant.nn import LowRank, QuantLinear, set_module
+from ditquant.nn import QuantLinear, set_module
 from ditquant.pipelines import conditions, settings_of
-from ditquant.quantizers import NEEDS_GRAM, QUANTIZERS, check_options, reads_data
-from ditquant.quantizers.low_rank import fit_low_rank
+from ditquant.quantizers import NEEDS_GRAM, check_options, reads_curvature, reads_data
 from ditquant.recipe import Recipe, Rule
-from ditquant.specs import LayerPlan, QuantPlan, check_divides
+from ditquant.specs import QuantPlan, check_divides
 from ditquant.stats import LayerStats
-from ditquant.transforms.fitters import FITTERS, check_fit_options, check_width, needs_data, takes_seed
+from ditquant.transforms.fitters import check_fit_options, check_width
 
 log = logging.getLogger(__name__)
 MAX_SEED = 2**62  # what is added to it for prompts and layers stays below torch's limit
@@ -154,7 +154,7 @@ def check_rule(rule: Rule, layer: Layer) -> None:
             f"rank {rule.rank} is too large for {layer.name!r} ({layer.in_features} -> {layer.out_features}). "
             f"Choose at most {min(layer.in_features, layer.out_features)}."
         )
-    for transform in rule.transforms:
+    for transform in chain.from_iterable(rule.chains):
         check_fit_options(transform.kind, transform.options)
         with of_layer(layer.name):
             check_width(transform.kind, layer.in_features, transform.options)
@@ -162,36 +162,15 @@ def check_rule(rule: Rule, layer: Layer) -> None:
 
 def uses_data(rule: Rule) -> bool:
     """Say whether calibration changes what a rule makes."""
-    return bool(rule.transforms or rule.rank) or reads_data(rule.quantizer, rule.quantizer_options)
+    return bool(rule.transforms or rule.rank or rule.choose) or reads_data(rule.quantizer, rule.quantizer_options)
 
 
 def quantize_layer(
     linear: nn.Linear, layer: Layer, rule: Rule, stats: Mapping[str, LayerStats], seed: int = 0
 ) -> QuantLinear:
-    """Fit the rule's transforms one after the other, quantize what they make of the weight, and build the module."""
+    """Fit a layer as its rule says; an error names the layer."""
     with of_layer(layer.name):
-        return _quantize_layer(linear, layer, rule, stats.get(layer.name), seed)
-
-
-def _quantize_layer(linear: nn.Linear, layer: Layer, rule: Rule, seen: LayerStats | None, seed: int) -> QuantLinear:
-    weight = linear.weight.detach().float().cpu()
-    transforms = []
-    for spec in rule.transforms:
-        if seen is None and needs_data(spec.kind):
-            continue
-        options = {"seed": seed + zlib.crc32(layer.name.encode())} if takes_seed(spec.kind) else {}
-        transform = FITTERS[spec.kind](weight, seen, **options | dict(spec.options))
-        weight = transform.absorb(weight)
-        seen = None if seen is None else seen.transformed(transform)
-        transforms.append(transform)
-    quantizer = partial(QUANTIZERS[rule.quantizer], spec=rule.weight, stats=seen, **rule.quantizer_options)
-    if rule.rank:
-        packed, down, up = fit_low_rank(weight, rule.rank, quantizer, seen)
-        low_rank = LowRank(down, up)
-    else:
-        packed, low_rank = quantizer(weight), None
-    plan = LayerPlan(rule.weight, rule.activation, tuple(t.spec() for t in transforms), rule.rank)
-    return QuantLinear.from_linear(linear, packed, transforms, plan, low_rank)
+        return fit_layer(linear, layer.name, rule, stats.get(layer.name), seed)
 
 
 def _runner(model, prompts, forward, seed, settings) -> Callable[[], object] | None:
@@ -224,7 +203,8 @@ def _part(
         return quantize_layer(model.get_submodule(layer_name), *rules[layer_name], stats, seed)
 
     grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
-    return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed)
+    curved = [layer.name for layer, rule in matched if reads_curvature(rule.quantizer_options)]
+    return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed, curved)
 
 
 def _swap(part: Part, made: Mapping[str, QuantLinear], recipe: Recipe) -> QuantPlan:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ditquant.choice import Choice, read_transforms
 from ditquant.errors import DitQuantError
 from ditquant.models.roles import ROLES
 from ditquant.registry import unknown
@@ -28,6 +29,7 @@ class Rule:
     activation: ActSpec | None = None
     transforms: tuple[TransformSpec, ...] = ()
     rank: int = 0
+    choose: Choice = field(default_factory=Choice)
 
     def __post_init__(self):
         _check_target(self.target)
@@ -37,12 +39,19 @@ class Rule:
             raise self._error(f"quantizer_options must be a mapping, got {self.quantizer_options!r}.")
         if type(self.rank) is not int or self.rank < 0:
             raise self._error(f"rank {self.rank!r} is not allowed. Choose 0 or a positive integer.")
-        if self.weight is None and (self.activation or self.transforms or self.rank or self.quantizer_options):
+        settings = (self.activation, self.transforms, self.rank, self.quantizer_options, self.choose)
+        if self.weight is None and any(settings):
             raise self._error("weight is null, which keeps the layer in floating point. Remove the other settings.")
         try:
-            json.dumps([dict(self.quantizer_options), *(dict(t.options) for t in self.transforms)], allow_nan=False)
+            options = [self.quantizer_options, *(t.options for chain in self.chains for t in chain)]
+            json.dumps([dict(o) for o in options], allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise self._error(f"options must be plain numbers, words, lists and mappings ({error}).") from None
+
+    @property
+    def chains(self) -> tuple[tuple[TransformSpec, ...], ...]:
+        """The rule's transforms and the alternatives to them."""
+        return (self.transforms, *self.choose.transforms)
 
     @property
     def names_layers(self) -> bool:
@@ -76,7 +85,8 @@ class Rule:
             given["activation"] = _read_spec(
                 ActSpec, given.get("activation"), bits and bits[1], f"activation of {what}"
             )
-            given["transforms"] = _read_transforms(given.get("transforms", ()), what)
+            given["transforms"] = read_transforms(given.get("transforms", ()), what)
+            given["choose"] = Choice.from_dict(given.get("choose", {}), f"what {what} chooses")
         return build(Rule, given, what)
 
     def _error(self, message: str) -> DitQuantError:
@@ -97,15 +107,6 @@ def _read_spec(cls: type, data: Any, bits: int | None, what: str) -> Any:
         return build(cls, data, what)
     except DitQuantError as error:
         raise error if what in str(error) else DitQuantError(f"{what}: {error}") from None
-
-
-def _read_transforms(data: Any, what: str) -> tuple[TransformSpec, ...]:
-    """Build transforms from their kinds, or from mappings with kind and options."""
-    if not isinstance(data, list | tuple):
-        raise DitQuantError(f"transforms of {what} must be a list, got {data!r}.")
-    return tuple(
-        TransformSpec(t) if isinstance(t, str) else build(TransformSpec, t, f"transform of {what}") for t in data
-    )
 
 
 def _role_patterns(target: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Streamed statistics of a linear layer's input: what fitting a transform or a quantizer may ask for."""
 
+from copy import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -59,6 +61,8 @@ class Gram:
 class LayerStats:
     """Absolute maximum, sum of squares and a uniform sample of the input rows of one layer; `gram=True` adds E[x xᵀ].
 
+    `curvature` [N, N], where it was measured, is E[g gᵀ] of the gradients of the model's prediction by the output.
+
     The sample holds the `sample_size` rows with the smallest random keys, so that it is uniform over all rows ever
     seen, and `merge` of two streams is again a uniform sample of their union.
     """
@@ -73,6 +77,7 @@ class LayerStats:
         self._generator = torch.Generator().manual_seed(seed)
         self._gram = Gram(torch.zeros(in_features, in_features)) if gram else None
         self._before: LayerStats | None = None
+        self.curvature: Tensor | None = None
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "... K"]) -> None:
@@ -138,6 +143,12 @@ class LayerStats:
         """E[x xᵀ] over everything seen; None if it was not asked for."""
         return None if self._gram is None else (self._gram.total() / max(self.count, 1)).cpu()
 
+    def without_curvature(self) -> "LayerStats":
+        """Return the same statistics for some of the layer's outputs, whose curvature is not known."""
+        stats = copy(self)
+        stats.curvature = None
+        return stats
+
     @torch.no_grad()
     def transformed(self, forward) -> "LayerStats":
         """Return the statistics of `forward(x)`, a linear map; `layer_input` stays the layer's own.
@@ -146,7 +157,7 @@ class LayerStats:
         """
         stats = LayerStats(len(self.absmax), self.sample_size)
         stats.update(forward(self.sample))
-        stats._before = self.layer_input
+        stats._before, stats.curvature = self.layer_input, self.curvature
         if self._gram is not None:
             stats._gram = self._gram.mapped(forward)
             stats.count, stats.sum_squares = self.count, stats._gram.total().diagonal().double().cpu()

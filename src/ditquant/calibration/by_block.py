@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditquant.calibration.collect import check_finite, collect, watched
+from ditquant.calibration.curvature import curvatures
 from ditquant.calibration.part import Part
 from ditquant.calibration.record import Recording, can_walk, empty_recording, record
 from ditquant.calibration.store import TensorStore
@@ -49,7 +50,7 @@ def record_parts(
     here = [part for part in parts if part.name in new]
     linears = {f"{p.name}:{name}": linear for p in here for name, linear in p.linears(p.data).items()}
     with watched(linears, check_finite):
-        record(new, run, max_calls, here[0].seed)
+        record(new, run, max_calls, here[0].seed, [part.name for part in here if part.curved])
     for part in here:
         recording = new[part.name]
         if not any(one.calls for one in recording.lists):
@@ -121,6 +122,9 @@ def _quantize_block(
         seed = part.seed + zlib.crc32(step.name.encode())
         run = partial(walk.run, step, carry=False)
         seen = collect(part.linears(data), run, seed=seed, grams=part.grams)
+        curved = {name: linear for name, linear in part.linears(part.curved).items() if name in seen}
+        for name, found in (curvatures(walk.recording, curved, seed) if curved else {}).items():
+            seen[name].curvature = found
     made = {}
     for name in new:
         made[name] = part.make(name, seen)
@@ -147,8 +151,9 @@ def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int
 
 
 def _statistics_bytes(part: Part, name: str) -> int:
-    width = part.layers[name].in_features
-    return 4 * width * (SAMPLE_SIZE + (width if name in part.grams else 0))
+    width, outputs = part.layers[name].in_features, part.layers[name].out_features
+    curvature = 4 * outputs**2 if name in part.curved else 0
+    return 4 * width * (SAMPLE_SIZE + (width if name in part.grams else 0)) + curvature
 
 
 class _DecodedOnce(PackedWeight):

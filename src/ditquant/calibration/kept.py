@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ditquant.atomic import atomic_file
 from ditquant.calibration.arguments import from_plain, to_plain
-from ditquant.calibration.record import Recording
+from ditquant.calibration.record import ListRecord, Recording
 from ditquant.calibration.store import Ref
 from ditquant.calibration.walk import Walk
 from ditquant.nn import QuantLinear
@@ -28,7 +28,7 @@ def save_recording(folder: Path, recording: Recording) -> None:
     Raises:
         NotPlain: an argument is an object that files cannot hold.
     """
-    plain = [{call: to_plain(args) for call, args in one.calls.items()} for one in recording.lists]
+    plain = [{call: to_plain(args) for call, args in one.calls.items()} for one in _all(recording)]
     folder.mkdir(exist_ok=True)
     for ref in set(recording.refs):
         save_file({"x": recording.store.get(ref)}, folder / f"{ref.key}.safetensors")
@@ -50,9 +50,13 @@ def load_recording(folder: Path, recording: Recording) -> bool:
         held[value.key] = recording.store.put(load_file(folder / f"{value.key}.safetensors")["x"])
         return held[value.key]
 
-    for one, calls in zip(recording.lists, json.loads((folder / _CALLS).read_text()), strict=True):
+    for one, calls in zip(_all(recording), json.loads((folder / _CALLS).read_text()), strict=True):
         one.calls = {int(call): tree_map(hold, from_plain(arguments)) for call, arguments in calls.items()}
     return True
+
+
+def _all(recording: Recording) -> list[ListRecord]:
+    return [*recording.lists, recording.whole]
 
 
 def save_carried(folder: Path, walk: Walk) -> None:

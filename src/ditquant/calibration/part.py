@@ -17,8 +17,8 @@ from ditquant.stats import LayerStats
 class Part:
     """A model (a component of a pipeline, or "" alone) and its layers that are quantized, by name.
 
-    `data` are those that statistics change, `grams` those that need a Gram matrix; `make` quantizes one of them with
-    the statistics that there are.
+    `data` are those that statistics change, `grams` those that need a Gram matrix, `curved` those that
+    need their output's curvature; `make` quantizes one of them with the statistics that there are.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Part:
     grams: Collection[str]
     make: Callable[[str, Mapping[str, LayerStats]], QuantLinear]
     seed: int = 0
+    curved: Collection[str] = ()
 
     def linears(self, names: Collection[str]) -> dict[str, nn.Linear]:
         """Return the modules of some layers."""

@@ -4,7 +4,7 @@ import inspect
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from ditquant.models import ModelFamily
 from ditquant.models.base import blocks_in
 
 MAX_CALLS = 16
+WHOLE_CALLS = 32
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -55,13 +56,16 @@ class Recording:
 
     lists: list[ListRecord]
     store: TensorStore
+    whole: ListRecord  # some calls of the model itself, if they are asked for
     problem: str = ""  # why its blocks cannot be run one by one
     seconds_per_call: float = 0.0
 
     @property
     def refs(self) -> list[Ref]:
         """All tensors of the arguments."""
-        return [leaf for record in self.lists for leaf in tree_leaves(record.calls) if isinstance(leaf, Ref)]
+        return [
+            leaf for record in (*self.lists, self.whole) for leaf in tree_leaves(record.calls) if isinstance(leaf, Ref)
+        ]
 
 
 def check_max_calls(value: int) -> None:
@@ -82,19 +86,29 @@ def empty_recording(model: nn.Module, family: ModelFamily, store: TensorStore) -
         found = [(f"{blocks.path}.{n}", b) for n, b in blocks_in(model.get_submodule(blocks.path))]
         if found:
             lists.append(ListRecord(blocks.path, blocks.outputs, found))
-    return Recording(lists, store)
+    return Recording(lists, store, ListRecord("", (), [("", model)]))
 
 
 @torch.no_grad()
 def record(
-    recordings: Mapping[str, Recording], run: Callable[[], object], max_calls: int = MAX_CALLS, seed: int = 0
+    recordings: Mapping[str, Recording],
+    run: Callable[[], object],
+    max_calls: int = MAX_CALLS,
+    seed: int = 0,
+    whole: Collection[str] = (),
 ) -> None:
     """Call `run`, which runs the models, and fill their recordings with at most `max_calls` calls of each list.
+
+    Of the models named in `whole` some calls of the model itself are recorded too.
 
     The calls are spread evenly, in an order that does not fall into step with guidance branches that take turns.
     """
     with ExitStack() as stack:
-        for recording in recordings.values():
+        for name, recording in recordings.items():
+            if name in whole:
+                recorder = _Recorder(recording, recording.whole, None, WHOLE_CALLS, seed)
+                model = recording.whole.blocks[0][1]
+                stack.callback(model.register_forward_pre_hook(recorder.enter, with_kwargs=True).remove)
             before = None
             for one in recording.lists:
                 before = stack.enter_context(_watched(_Recorder(recording, one, before, max_calls, seed)))

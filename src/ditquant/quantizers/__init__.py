@@ -7,6 +7,7 @@ from ditquant.quantizers.base import (
     QUANTIZERS,
     WeightQuantizer,
     check_options,
+    reads_curvature,
     reads_data,
 )
 
@@ -17,6 +18,7 @@ __all__ = [
     "WeightQuantizer",
     "check_options",
     "gptq",
+    "reads_curvature",
     "reads_data",
     "rtn",
     "twin_log",

@@ -34,6 +34,11 @@ def reads_data(name: str, options: Mapping[str, Any]) -> bool:
     return name not in DATA_FREE or options.get("clip") is not None
 
 
+def reads_curvature(options: Mapping[str, Any]) -> bool:
+    """Say whether a quantizer wants the outputs' curvature with these options."""
+    return options.get("joint") is True
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an unknown quantizer, options that are none of its keyword-only parameters, and values not allowed."""
     parameters = inspect.signature(QUANTIZERS[name]).parameters.values()

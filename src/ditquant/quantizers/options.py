@@ -10,6 +10,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip": (lambda value: value in (None, "mse"), "mse, or none"),
     "damping": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),
     "gain": (lambda value: type(value) is bool, "true or false"),
+    "joint": (lambda value: type(value) is bool, "true or false"),
     "order": (lambda value: value in ("best", "natural", "activation"), "best, natural or activation"),
 }
 

@@ -1,0 +1,73 @@
+"""How much the model's prediction feels an error in a layer's output: E[g gᵀ] of the gradients by that output.
+
+g = Jᵀ v with J the derivative of the prediction and v random signs, so that E[g gᵀ] = E[Jᵀ J], the Gauss-Newton
+curvature of the prediction's squared error (Hutchinson's estimate). The model runs in full precision on some recorded
+calls; only one block's matrices and one call's graph are held.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import BoundArguments, signature
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ditquant.calibration.record import Recording
+from ditquant.calibration.store import Ref
+
+
+def curvatures(
+    recording: Recording, linears: Mapping[str, nn.Linear], seed: int = 0
+) -> dict[str, Float[Tensor, "N N"]]:
+    """Return the curvature of every named layer, on the CPU; layers that the prediction does not feel have none."""
+    model, found = recording.whole.blocks[0][1], {}
+    generator = torch.Generator().manual_seed(seed)
+    with _outputs(model, linears) as outputs, torch.enable_grad():
+        for arguments in recording.whole.calls.values():
+            prediction = _call(model, arguments, recording)
+            signs = torch.randint(0, 2, prediction.shape, generator=generator) * 2 - 1
+            values = [value for _, value in outputs]
+            gradients = torch.autograd.grad(prediction, values, signs.to(prediction), allow_unused=True)
+            for (name, _), gradient in zip(outputs, gradients, strict=True):
+                if gradient is not None:
+                    rows = gradient.flatten(0, -2).float()
+                    found[name] = found.get(name, 0) + rows.T @ rows
+            outputs.clear()
+    return {name: total.cpu() for name, total in found.items() if total.any() and total.isfinite().all()}
+
+
+@contextmanager
+def _outputs(model: nn.Module, linears: Mapping[str, nn.Linear]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Collect the named layers' outputs, from which on a graph is built; parameters have no part in it."""
+    outputs: list[tuple[str, Tensor]] = []
+
+    def hook(name: str):
+        def keep(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            outputs.append((name, output))
+            return output
+
+        return keep
+
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [linear.register_forward_hook(hook(name)) for name, linear in linears.items()]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield outputs
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        for handle in handles:
+            handle.remove()
+
+
+def _call(model: nn.Module, arguments: dict[str, Any], recording: Recording) -> Tensor:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    loaded = tree_map(lambda v: recording.store.get(v).to(device) if isinstance(v, Ref) else v, arguments)
+    bound = BoundArguments(signature(model.forward), loaded)
+    returned = model(*bound.args, **bound.kwargs)
+    return next(leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))
