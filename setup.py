@@ -11,7 +11,15 @@ from setuptools import Extension, setup
 NATIVE = Path("src/ditquant/kernels/cpu/native")
 EXTENSIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512vnni", "avx512bf16", "f16c", "fma")
 WARNINGS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")  # GCC 12 means its own headers
-FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS, *(f"-m{x}" for x in EXTENSIONS)]
+FLAGS = [
+    "-O3",
+    "-g0",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    *WARNINGS,
+    *(f"-m{x}" for x in EXTENSIONS),
+]
 X86_64 = platform.system() == "Linux" and platform.machine() in ("x86_64", "AMD64")
 
 # the library is loaded through ctypes: it has no Python in it, and asks the processor what it has before it is used

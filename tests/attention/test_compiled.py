@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ditquant import kernels
-from ditquant.attention.compiled import use_compiled_attention
+from ditquant.attention import use_compiled_attention
 from ditquant.nn import set_mode
 from tests.integrations.built import quantized
 from tests.tiny import TINY, inputs, run, tiny
@@ -69,13 +69,14 @@ def test_a_model_that_attends_by_the_kernels_can_be_copied_and_pickled(calls):
         calls[:] = calls[:count]
 
 
-def test_speed_mode_attends_by_the_kernels_in_one_graph():
+@pytest.mark.parametrize("mode", ["speed", "memory"])
+def test_both_modes_attend_by_the_kernels_in_one_graph(mode):
     model = quantized("pixart", dtype=torch.bfloat16)
-    set_mode(model, "speed")
+    set_mode(model, mode)
     truth = run(model)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(**inputs(model))[0], truth)
-    set_mode(model, "memory")
+    use_compiled_attention(model, False)
     assert all(type(layer.processor).__module__.startswith("diffusers.") for layer in attention_layers(model))

@@ -1,5 +1,6 @@
 """Attention of visual tokens in an order of its own for every head, over a static mask of tiles, in integers."""
 
+from ditquant.attention.compiled import use_compiled_attention
 from ditquant.attention.criterion import Criterion, OrderScores
 from ditquant.attention.fit import AttentionFit, fit_attention
 from ditquant.attention.grid import ORDERS, TILE, TokenGrid
@@ -24,4 +25,5 @@ __all__ = [
     "record_attention",
     "save_plan",
     "step_bins",
+    "use_compiled_attention",
 ]

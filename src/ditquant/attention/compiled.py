@@ -46,7 +46,7 @@ def _as(cls: type, state: dict[str, Any]) -> Any:
     return new
 
 
-def use_compiled_attention(model: nn.Module, use: bool) -> None:
+def use_compiled_attention(model: nn.Module, use: bool = True) -> None:
     """Change the processors of diffusers' own attention layers, or give them back; others are left alone."""
     for module in model.modules():
         processor = getattr(module, "processor", None)

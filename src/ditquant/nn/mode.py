@@ -1,8 +1,8 @@
-"""Trade memory for speed: whether quantized layers keep their decoded INT8 weights, and how the model attends."""
+"""Trade memory for speed: whether quantized layers keep their decoded INT8 weights."""
 
 from torch import nn
 
-from ditquant.attention.compiled import use_compiled_attention
+from ditquant.attention import use_compiled_attention
 from ditquant.errors import DitQuantError
 from ditquant.kernels import forget_decoded
 from ditquant.nn.linear import QuantLinear
@@ -15,11 +15,11 @@ def set_mode(model: nn.Module, mode: str) -> None:
 
     "memory", the default, decodes weights in every forward. "speed" keeps decoded INT8 weights, one byte each, where
     decoding takes a noticeable part of the time: with the compiled CPU kernels in layers that see up to 512 tokens,
-    with torch's integer product in all of them. It also lets diffusers' attention layers attend by the compiled
-    kernels, in bfloat16 on the CPU.
+    with torch's integer product in all of them. What is kept is no part of the state dict, is made again after loading
+    or moving, and is dropped by "memory". Layers whose activations are not quantized keep nothing.
 
-    What is kept is no part of the state dict and is made again after loading or moving; "memory" drops it, and gives
-    torch's attention back. Layers whose activations are not quantized keep nothing.
+    Either lets diffusers' attention layers attend by the compiled kernels, which costs no memory: in bfloat16 on a CPU
+    that has it. `ditquant.attention.use_compiled_attention(model, False)` gives torch's attention back.
 
     Raises:
         DitQuantError: another mode, or a model without quantized layers.
@@ -33,4 +33,4 @@ def set_mode(model: nn.Module, mode: str) -> None:
         layer.keeps_decoded = mode == "speed"
         if mode == "memory" and not layer.codes.is_meta:
             forget_decoded(layer.codes)
-    use_compiled_attention(model, mode == "speed")
+    use_compiled_attention(model)
