@@ -52,7 +52,7 @@ def linear_reference(
 ) -> Float[Tensor, "*B N"]:
     """Decode the weight; with quantized activations multiply in float32, without in the dtype of `x`."""
     if activation is None:
-        return F.linear(x, weight.dequantize().to(x.dtype), bias)
+        return F.linear(x, weight.dequantize().to(x.dtype), None if bias is None else bias.to(x.dtype))
     y = F.linear(fake_quantize(x, activation), weight.dequantize())
     return (y if bias is None else y + bias).to(x.dtype)
 

@@ -95,7 +95,15 @@ class QuantLinear(nn.Linear):
         return x
 
     def forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
-        """Compute the layer in the dtype of `input`, which has the name that nn.Linear gives it."""
+        """Compute the layer in the dtype of `input`, which has the name that nn.Linear gives it, or in autocast's."""
+        device = input.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return self._forward(input)
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return self._forward(input.to(dtype))
+
+    def _forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
         weight, activation = self.packed(), self.plan.activation
         takes = self.low_rank is None and kernels.takes_rotation(input, weight, activation)
         rotation = fuse(self.transforms, input.device) if takes else None
