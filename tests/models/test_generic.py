@@ -62,6 +62,17 @@ def roles(model: nn.Module) -> dict[str, str]:
     return {layer.name: layer.role for layer in find_linears(model).layers}
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_list_with_a_single_block(count):
+    model = Sandwich(
+        double_blocks=nn.ModuleList([STDiTBlock() for _ in range(count)]),
+        single_blocks=nn.ModuleList([STDiTBlock()]),
+        text_projection=nn.ModuleList([Mlp()]),
+    )
+    assert find_linears(model).blocks == ("double_blocks", "single_blocks")
+    assert len(roles(model)) == 7 * (count + 1)
+
+
 def test_stdit():
     blocks = {name: nn.ModuleList([STDiTBlock() for _ in range(3)]) for name in ("spatial_blocks", "temporal_blocks")}
     model = Sandwich(**blocks)

@@ -8,6 +8,9 @@ from torch import nn
 from ditquant.models.base import FAMILIES, BlockList, ModelFamily
 
 
+_BLOCK_LINEARS = 4  # two for attention and two for a feed-forward: a lone embedder has fewer
+
+
 def family_of(model: nn.Module) -> ModelFamily:
     """Return the family that names the model's class (or a base class of it), else a generic one."""
     for base in type(model).__mro__:
@@ -27,11 +30,15 @@ def generic(model: nn.Module) -> ModelFamily:
 
 
 def _repeated(module: nn.Module, path: str) -> Iterator[tuple[str, int]]:
-    """Yield path and linear layers a block of the outermost lists with two or more blocks of one class."""
+    """Yield path and linear layers a block of the outermost lists with two or more blocks of one class.
+
+    A ModuleList with a single block counts too if that is no small one: small configurations have such lists.
+    """
     if isinstance(module, nn.ModuleList | nn.Sequential):
         counts = [(type(child), _inner_linears(child)) for child in module.children()]
         kinds = Counter(kind for kind, count in counts if count)
-        if kinds and max(kinds.values()) > 1:
+        alone = type(module) is nn.ModuleList and len(counts) == 1 and counts[0][1] >= _BLOCK_LINEARS
+        if kinds and (max(kinds.values()) > 1 or alone):
             yield path, max(count for _, count in counts)
             return
     for name, child in module.named_children():
