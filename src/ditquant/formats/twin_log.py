@@ -101,11 +101,12 @@ def int8_steps(relative: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """
     magnitudes = relative.abs().unflatten(1, (2, -1))
     share = 1 / magnitudes.diff(dim=-1).clamp(min=1e-4).square()
-    share = torch.cat((share[..., :1], share), -1).flatten(1)[:, None]
-    steps = torch.linspace(96, 127, 32, device=relative.device)
-    at = relative[:, None] * steps[:, None]
-    error = ((at.round() - at) / steps[:, None]).square().mul(share).sum(-1)
-    return steps[error.argmin(1)]
+    share = torch.cat((share[..., :1], share), -1).flatten(1)
+    errors = []
+    for steps in range(96, 128):  # one at a time: all at once would leave the cache
+        at = relative * steps
+        errors.append((at.round() - at).div_(steps).square_().mul_(share).sum(-1))
+    return (96 + torch.stack(errors, -1).argmin(-1)).to(relative.dtype)
 
 
 def round_int8(relative: Tensor) -> Tensor:
