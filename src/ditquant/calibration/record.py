@@ -20,7 +20,7 @@ from ditquant.models import ModelFamily
 from ditquant.models.base import blocks_in
 
 MAX_CALLS = 16
-WHOLE_CALLS = 32
+WHOLE_CALLS = 16
 _GOLDEN = (5**0.5 - 1) / 2
 
 

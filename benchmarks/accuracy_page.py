@@ -1,0 +1,180 @@
+"""The page and the figure of `accuracy.py`: tables of means with intervals, and a verdict on every bar."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from accuracy_rows import ABLATIONS, BITS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, SALIENT, SALIENT_RECIPES
+
+from ditquant.evaluation.intervals import interval, paired_interval
+
+IMAGE = "images/accuracy.png"
+PEERS = ("rtn", "smoothquant", "quarot", "duquant", "vidit-q")
+HARD = ("w4a4", "w4a8", "w3a8", "w3a4")
+INTRO = """# Results
+
+`python benchmarks/accuracy.py` measures all of this on `pixart-shapes`, and writes this page, the figure and
+`benchmarks/results/accuracy.json`. Step SQNR in dB, the mean over held-out captions of all seeds; in brackets half of a
+95 % bootstrap interval over captions. See the benchmark's head for what a seed is, and `methods/lrq_plus.md` for why
+bars are missed.
+
+Bits a weight are all-in: codes, scales, transforms, low-rank factors and biases. The model is 256 channels wide, so
+that whatever belongs to a channel weighs four to ten times what it does in a large model: a branch of rank 32 costs 3.2
+bits a weight here and 0.7 at a width of 1152 to 4608, and DuQuant's two stored matrices cost 10 bits here.
+"""
+
+
+class Found:
+    """Values by table, name and bits, all seeds together."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]):
+        self._rows = sorted(rows, key=lambda row: row["seed"])
+
+    def rows(self, table: str, name: str, bits: str) -> list[dict[str, Any]]:
+        return [r for r in self._rows if (r["table"], r["name"], r["bits_asked"]) == (table, name, bits)]
+
+    def values(self, table: str, name: str, bits: str, figure: str = "step_sqnr_db") -> list[float]:
+        return [value for row in self.rows(table, name, bits) for value in row[figure]]
+
+    def db(self, method: str, bits: str) -> float:
+        """Mean of a method; NaN if it was not measured."""
+        values = self.values("methods", method, bits)
+        return mean(values) if values else float("nan")
+
+    def size(self, table: str, name: str, bits: str) -> float:
+        return mean(row["bits"] for row in self.rows(table, name, bits))
+
+
+def cell(values: list[float]) -> str:
+    """Show a mean and half of its interval."""
+    if not values:
+        return ""
+    low, high = interval(values)
+    return f"{mean(values):.2f} ({(high - low) / 2:.2f})"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def methods_table(found: Found) -> str:
+    lines = []
+    for bits in BITS:
+        best = max(METHODS, key=lambda m: (found.db(m, bits) == found.db(m, bits), found.db(m, bits)))
+        cells = []
+        for method in METHODS:
+            text = cell(found.values("methods", method, bits))
+            cells.append(f"**{text}**" if method == best and text else text)
+        lines.append([bits.upper(), *cells])
+    return table(["", *METHODS], lines)
+
+
+def sizes_table(found: Found) -> str:
+    lines = []
+    for bits in BITS:
+        shown = [f"{found.size('methods', m, bits):.2f}" if found.rows("methods", m, bits) else "" for m in METHODS]
+        lines.append([bits.upper(), *shown])
+    return table(["bits a weight", *METHODS], lines)
+
+
+def bars(found: Found) -> str:
+    lines = []
+    for bits in HARD:
+        lines.append(_beats(found, "lrq", bits, PEERS, bits))
+        lines.append(_beats(found, "lrq-plus", bits, [m for m in METHODS if m != "lrq-plus"], bits))
+    lines.append(_beats(found, "lrq-plus", "w3a8", [m for m in METHODS if m != "lrq-plus"], "w4a8"))
+    lines.append(_beats(found, "lrq-plus", "w4a8", ["rtn"], "w8a8"))
+    full, plus = (found.values("captions", n, "w4a8", "caption_accuracy") for n in ("full precision", "lrq-plus"))
+    if full and plus:
+        low, high = paired_interval(plus, full)
+        said = "met" if high >= 0 else "**missed**"
+        lines.append(
+            [
+                "lrq-plus W4A8 loses no caption accuracy",
+                f"{100 * mean(plus):.1f} % of pictures against {100 * mean(full):.1f} %",
+                f"{100 * low:+.1f} to {100 * high:+.1f} points",
+                said,
+            ]
+        )
+    return table(["bar", "measured", "difference, 95 % interval", ""], lines)
+
+
+def _beats(found: Found, method: str, bits: str, others: Iterable[str], their_bits: str) -> list[str]:
+    others = [m for m in others if found.rows("methods", m, their_bits)]
+    mine = found.values("methods", method, bits)
+    if not others or not mine:
+        return [f"{method} {bits.upper()}", "not measured", "", ""]
+    best = max(others, key=lambda m: found.db(m, their_bits))
+    theirs = found.values("methods", best, their_bits)
+    low, high = paired_interval(mine, theirs)
+    beaten = [m for m in others if found.db(m, their_bits) < found.db(method, bits)]
+    against = f"{others[0]}" if len(others) == 1 else f"{len(others)} others"
+    verdict = "met" if len(beaten) == len(others) else f"**missed**: {len(beaten)} of {len(others)} are beaten"
+    bits_shown = f"{found.size('methods', method, bits):.2f} and {found.size('methods', best, their_bits):.2f} bits"
+    return [
+        f"{method} {bits.upper()} beats {against} at {their_bits.upper()}",
+        f"{found.db(method, bits):.2f} against {best}'s {found.db(best, their_bits):.2f} ({bits_shown})",
+        f"{low:+.2f} to {high:+.2f} dB",
+        verdict,
+    ]
+
+
+def ablations(found: Found) -> str:
+    text = ""
+    for name, (bits, variants) in ABLATIONS.items():
+        lines = [
+            [v, cell(values), f"{found.size(name, v, bits):.2f}"]
+            for v in variants
+            if (values := found.values(name, v, bits))
+        ]
+        text += f"\n### {name}, {bits.upper()}\n\n" + table(["", "step SQNR, dB", "bits a weight"], lines)
+    lines = [[str(n), cell(found.values(CALIBRATION, str(n), "w4a8"))] for n in CALIBRATION_PROMPTS]
+    return text + f"\n### {CALIBRATION}, W4A8\n\n" + table(["prompts", "step SQNR, dB"], lines)
+
+
+def salient(found: Found) -> str:
+    names = [*SALIENT_RECIPES, *METHODS]
+    lines = [[n, cell(values)] for n in names if (values := found.values(SALIENT, n, "w4a4"))]
+    text = "\n" + table(["W4A4, salient channels injected", "step SQNR, dB"], lines)
+    chosen = found.rows(SALIENT, "adaptive, by J", "w4a4")
+    plain = found.rows("Rotation (smoothing, Twin-Log)", "adaptive, by J", "w4a4")
+    if chosen and plain:
+        injected, before, after = (set(x) for x in (chosen[0]["injected"], plain[0]["dual"], chosen[0]["dual"]))
+        said = "exactly the injected ones" if after - before == injected and before <= after else "**not** those"
+        text += f"\nInjected: {', '.join(f'`{n}`' for n in sorted(injected))}. Adaptive rotation by J gives the dual "
+        text += f"rotation to {len(before)} layers of the model as it is and to {len(after)} of the injected one; "
+        text += f"the layers that are new: {said}.\n"
+    return text
+
+
+def write_page(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the page, and the figure beside it."""
+    found = Found(rows)
+    draw(found, path.parent / IMAGE)
+    parts = [INTRO, f"![step SQNR by method and bits]({IMAGE})\n", methods_table(found), sizes_table(found)]
+    parts += ["## Bars\n", bars(found), "## Ablations", ablations(found), "### " + SALIENT, salient(found)]
+    path.write_text("\n".join(parts))
+
+
+def draw(found: Found, path: Path) -> None:
+    """Plot every method over the bits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [bits for bits in sorted(BITS) if any(found.rows("methods", m, bits) for m in METHODS)]
+    figure, axes = plt.subplots(figsize=(9, 5))
+    width = 0.9 / len(METHODS)
+    for i, method in enumerate(METHODS):
+        at = [x + (i - len(METHODS) / 2) * width for x in range(len(shown))]
+        axes.bar(at, [found.db(method, bits) for bits in shown], width, label=method, color=f"C{i}")
+    axes.set_xticks(range(len(shown)), [bits.upper() for bits in shown])
+    axes.set_ylabel("step SQNR, dB")
+    axes.legend(ncols=5, fontsize=8, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
