@@ -47,11 +47,12 @@ METHODS = {  # method: format, quantizer, its options, transforms, quantizer of 
 }
 GROUPED = {"qdit": "rtn", "qdit-gptq": "gptq"}
 GROUPED_BITS = ["w3a8", "w4a6", "w4a8", "w6a8"]
-OTHERS = ("svdquant", "lrq-plus")  # tested by themselves
+OTHERS = ("svdquant", "lrq-plus", "vidit-q-mixed")  # tested by themselves
 
 
 def test_the_shipped_recipes():
-    plain = [f"{method}-{bits}" for method in [*METHODS, *OTHERS] for bits in BITS]
+    plain = [f"{method}-{bits}" for method in [*METHODS, *OTHERS[:2]] for bits in BITS]
+    plain += [f"vidit-q-mixed-{bits}" for bits in BITS if "w8" not in bits and "w6" not in bits and "a16" not in bits]
     grouped = [f"{method}-{bits}" for method in GROUPED for bits in GROUPED_BITS]
     assert sorted(list_recipes()) == sorted(plain + grouped)
     methods = [*METHODS, *GROUPED, *OTHERS]
@@ -78,6 +79,15 @@ def test_svdquant_has_groups_and_a_branch(bits):
     assert (rule.rank, rule.quantizer, [t.kind for t in rule.transforms]) == (32, "rtn", ["smooth"])
     assert rule.weight == WeightSpec(weight_bits, group_size=64)
     assert rule.activation == (None if act_bits == 16 else ActSpec(act_bits, "group", 64))
+
+
+def test_vidit_q_balances_timesteps_and_may_mix_bits_by_role():
+    mixed, plain = Recipe.load("vidit-q-mixed-w4a8"), Recipe.load("vidit-q-w4a8")
+    bits = {role: mixed.match(role, "x").weight.bits for role in ("cross_k", "attn_out", "attn_q", "ffn_down")}
+    assert bits == {"cross_k": 8, "attn_out": 6, "attn_q": 4, "ffn_down": 4}
+    for recipe in (mixed, plain):
+        smooth, _ = recipe.match("cross_k", "x").transforms
+        assert smooth.options == {"alpha": 0.5, "over": "timesteps"}
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -61,6 +61,8 @@ class Gram:
 class LayerStats:
     """Absolute maximum, sum of squares and a uniform sample of the input rows of one layer; `gram=True` adds E[x xᵀ].
 
+    An update is a call of the layer, a timestep of its model.
+
     `curvature` [N, N], where it was measured, is E[g gᵀ] of the gradients of the model's prediction by the output.
 
     The sample holds the `sample_size` rows with the smallest random keys, so that it is uniform over all rows ever
@@ -68,8 +70,9 @@ class LayerStats:
     """
 
     def __init__(self, in_features: int, sample_size: int = SAMPLE_SIZE, seed: int = 0, gram: bool = False):
-        self.count = 0
+        self.count = self.updates = 0
         self.absmax = torch.zeros(in_features)
+        self.sum_absmax = torch.zeros(in_features)
         self.sum_squares = torch.zeros(in_features, dtype=torch.float64)
         self.sample = torch.zeros(0, in_features)
         self.sample_size = sample_size
@@ -87,7 +90,9 @@ class LayerStats:
         if x.shape[0] == 0:
             return
         wide = x.float()
-        self.absmax = torch.maximum(self.absmax, wide.abs().amax(0).cpu())
+        absmax = wide.abs().amax(0).cpu()
+        self.absmax = torch.maximum(self.absmax, absmax)
+        self.updates, self.sum_absmax = self.updates + 1, self.sum_absmax + absmax
         self.sum_squares += wide.square().sum(0, dtype=torch.float64).cpu()
         keys = torch.rand(x.shape[0], generator=self._generator)
         chosen = keys.topk(min(self.sample_size, len(keys)), largest=False).indices
@@ -103,6 +108,7 @@ class LayerStats:
         self.sample_size = min(self.sample_size, other.sample_size)
         self.count += other.count
         self.absmax = torch.maximum(self.absmax, other.absmax)
+        self.updates, self.sum_absmax = self.updates + other.updates, self.sum_absmax + other.sum_absmax
         self.sum_squares += other.sum_squares
         self._keep(other.sample, other._keys)
         if self._gram is not None and other._gram is not None:
@@ -132,6 +138,11 @@ class LayerStats:
     def rms(self) -> float:
         """J of LRQ-DiT: ||X||_F / sqrt(rows * channels) over everything seen."""
         return float((self.sum_squares.sum() / max(self.count * len(self.absmax), 1)).sqrt())
+
+    @property
+    def mean_absmax(self) -> Float[Tensor, " K"]:
+        """The absolute maximum of every channel in an update, mean over updates: what does not change with time."""
+        return self.sum_absmax / max(self.updates, 1)
 
     @property
     def mean_square(self) -> Float[Tensor, " K"]:

@@ -44,3 +44,15 @@ def test_damaged_factors_are_refused(value: float):
     smooth.m[5] = value
     with pytest.raises(DitQuantError, match=r"block\.3.*factors"):
         smooth.check("block.3")
+
+
+def test_a_maximum_over_timesteps_is_the_mean_of_each_ones():
+    """A channel that is loud at one timestep in four is balanced by a quarter of its peak."""
+    weight, stats = torch.ones(4, 3), LayerStats(3)
+    for peak in (8.0, 0.0, 0.0, 0.0):
+        stats.update(torch.tensor([[4.0, peak, 1.0], [-1.0, 0.0, -1.0]]))
+    assert stats.mean_absmax.tolist() == [4, 2, 1] and stats.absmax.tolist() == [4, 8, 1]
+    assert Smooth.fit(weight, stats, alpha=0.0, over="timesteps").m.tolist() == [0.25, 0.5, 1]
+    assert Smooth.fit(weight, stats, alpha=0.0).m.tolist() == [0.25, 0.125, 1]
+    with pytest.raises(DitQuantError, match=r"over 'steps' .* is not allowed\. Choose all or timesteps"):
+        Smooth.fit(weight, stats, over="steps")

@@ -30,6 +30,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "seed": (_integer(0, 2**63 - 1), "an integer of at least 0"),
     "threshold": (_number(0, 1e30), "a number of at least 0"),
+    "over": (lambda value: value in ("all", "timesteps"), "all or timesteps"),
     "select": (lambda value: value in ("metric", "error"), "metric or error"),
     "salient": _ROTATION,
     "mild": _ROTATION,

@@ -1,6 +1,8 @@
 """Smoothing: move part of the spread of input channels into the weight (ViDiT-Q, SmoothQuant).
 
-m_k = wmax_k^alpha / amax_k^(1-alpha); alpha is the exponent of the weight, SmoothQuant's is 1 - alpha.
+m_k = wmax_k^alpha / amax_k^(1-alpha); alpha is the exponent of the weight, SmoothQuant's is 1 - alpha. amax is that of
+all inputs, or the mean over timesteps of each one's: ViDiT-Q leaves to the scales the imbalance of channels that is the
+same at all timesteps, and to a rotation behind them the one that comes and goes.
 """
 
 import torch
@@ -29,10 +31,16 @@ class Smooth(Transform):
         hold(self, factor=factor.to(torch.bfloat16))
 
     @classmethod
-    def fit(cls, weight: Float[Tensor, "N K"], stats: LayerStats | None, *, alpha: float = 0.5) -> "Smooth":
-        """Balance the channels; a channel that is always zero, or has no weight, keeps factor 1."""
-        check_values("smooth", alpha=alpha)
-        amax = need_stats("smooth", weight, stats).absmax.to(weight.device)
+    def fit(
+        cls, weight: Float[Tensor, "N K"], stats: LayerStats | None, *, alpha: float = 0.5, over: str = "all"
+    ) -> "Smooth":
+        """Balance the channels; a channel that is always zero, or has no weight, keeps factor 1.
+
+        `over` "all" takes the maximum over all inputs, "timesteps" the mean of the maxima of all calls.
+        """
+        check_values("smooth", alpha=alpha, over=over)
+        stats = need_stats("smooth", weight, stats)
+        amax = (stats.absmax if over == "all" else stats.mean_absmax).to(weight.device)
         wmax = weight.abs().amax(0).float()
         factor = wmax**alpha / amax ** (1 - alpha)
         return cls(torch.where((amax > 0) & (wmax > 0), factor.clamp(LOW, HIGH), 1))
