@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ditquant.formats import PackedWeight
+from ditquant.formats.affine import Affine
 from ditquant.kernels import Rotation, cpu, linear, linear_int8, quantize_activation, report
 from ditquant.kernels.cpu import library
 from ditquant.kernels.cpu.ops import linear_packed, padded, quantize_tokens
@@ -243,5 +244,10 @@ def test_what_the_library_does_not_take_goes_to_torch():
     assert "float64" in cpu.why_not_vnni(some_input(5, 63).double(), weight)
     found = linear(some_input(5, 63).double(), weight, ActSpec(8), None)
     assert found.dtype == torch.float64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(Affine, "int8_table")
+        assert "'affine' has no int8_table" in cpu.why_not_vnni(some_input(5, 63), weight)
+        found = linear(some_input(5, 63), weight, ActSpec(8), None)
+    assert torch.equal(found, linear_int8(some_input(5, 63), weight, ActSpec(8), None))
     wide = PackedWeight(weight.codes, weight.params, (40, 65537), weight.spec)
     assert "65536" in cpu.why_not_vnni(some_input(5, 63), wide)

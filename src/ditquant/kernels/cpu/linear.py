@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditquant.formats import PackedWeight
+from ditquant.formats import FORMATS, PackedWeight
 from ditquant.kernels.activation import quantize_activation
 from ditquant.kernels.cpu.library import DTYPES, why_not
 from ditquant.kernels.cpu.ops import linear_packed, padded, quantize_tokens
@@ -58,6 +58,8 @@ def why_not_vnni(x: Tensor, weight: PackedWeight) -> str | None:
         return reason
     if x.dtype not in DTYPES:
         return f"the compiled CPU kernels do not take {x.dtype}"
+    if not hasattr(FORMATS[weight.spec.format], "int8_table"):
+        return f"format {weight.spec.format!r} has no int8_table"
     if weight.shape[1] > MAX_CHANNELS:
         return f"the compiled CPU kernels take at most {MAX_CHANNELS} input channels"
     return None
