@@ -78,7 +78,7 @@ def test_a_folder_with_results_report_and_pictures(results, tmp_path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["models"][1]["name"] == "org/noisy"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "3, seeds 4, 9, 2" in page and "Demo" in page and "org/noisy" in page
-    assert "Step SQNR along the reference" in page
+    assert "SQNR of the prediction at the states" in page
     with pytest.raises(DitQuantError, match="--overwrite"):
         write_comparison(results, tmp_path / "out")
     write_comparison(results, tmp_path / "out", overwrite=True)

@@ -1,16 +1,19 @@
 """Generate with many models from the same prompts and seeds, measure, and report."""
 
+from ditquant.evaluation.charts import Chart
 from ditquant.evaluation.compare import Sampling, compare
 from ditquant.evaluation.comparison_folder import write_comparison
 from ditquant.evaluation.generate import Generated, generate
 from ditquant.evaluation.metrics import METRICS
-from ditquant.evaluation.plots import Plot, drawn, plot_activation_outliers, plot_codebook, plot_steps
-from ditquant.evaluation.report import Gallery, write_report
+from ditquant.evaluation.page import Section, write_page
+from ditquant.evaluation.plots import Plot, drawn, plot_activation_outliers, plot_codebook
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
+from ditquant.evaluation.sliders import Gallery
 from ditquant.evaluation.table import Column, Table, results_table
 
 __all__ = [
     "METRICS",
+    "Chart",
     "Column",
     "Gallery",
     "Generated",
@@ -19,14 +22,14 @@ __all__ = [
     "Plot",
     "Results",
     "Sampling",
+    "Section",
     "Table",
     "compare",
     "drawn",
     "generate",
     "plot_activation_outliers",
     "plot_codebook",
-    "plot_steps",
     "results_table",
     "write_comparison",
-    "write_report",
+    "write_page",
 ]

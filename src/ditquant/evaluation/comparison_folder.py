@@ -1,6 +1,5 @@
 """A comparison on disk: results.json, report.html and the pictures."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ditquant.atomic import atomic_folder
+from ditquant.evaluation.page import write_page
 from ditquant.evaluation.pictures import png
-from ditquant.evaluation.plots import Plot, drawn, plot_steps
-from ditquant.evaluation.report import Gallery, write_report
+from ditquant.evaluation.plots import Plot
+from ditquant.evaluation.report import report_sections
 from ditquant.evaluation.results import Results
-from ditquant.evaluation.table import results_table
 
 
 def write_comparison(
@@ -29,16 +28,12 @@ def write_comparison(
     Raises:
         DitQuantError: the folder exists and must stay, or cannot be written.
     """
-    curves = {model.name: model.steps for model in results.models if any(map(math.isfinite, model.steps))}
-    gallery = Gallery(results.prompts, {model.name: model.images for model in results.models if model.images})
+    pictures = {model.name: model.images for model in results.models if model.images}
     with atomic_folder(folder, overwrite) as part:
-        if curves:
-            plots = [drawn(plot_steps, curves, title="Step SQNR along the reference's trajectory"), *plots]
         results.save(part / "results.json")
-        write_report(
-            part / "report.html", title, results_table(results), gallery, plots, header(results) | dict(facts or {})
-        )
-        for name, (_, images) in zip(folder_names(list(gallery.columns)), gallery.columns.items(), strict=True):
+        sections = report_sections(results, plots)
+        write_page(part / "report.html", title, sections, header(results) | dict(facts or {}))
+        for name, images in zip(folder_names(list(pictures)), pictures.values(), strict=True):
             _write_pictures(part / "pictures" / name, images)
 
 

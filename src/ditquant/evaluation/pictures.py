@@ -6,8 +6,6 @@ import io
 import numpy as np
 from PIL import Image
 
-PAGE_SIDE = 384  # the longest side of a picture on the page; the folder holds it whole
-
 
 def png(picture: np.ndarray) -> bytes:
     """Encode uint8 [H, W, 3]."""
@@ -21,13 +19,10 @@ def data_uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def page_picture(picture: np.ndarray) -> np.ndarray:
-    """Return a picture of at most PAGE_SIDE pixels a side; of a video [F, H, W, 3] first, middle and last frame."""
-    if picture.ndim == 4:
-        chosen = sorted({0, len(picture) // 2, len(picture) - 1})
-        picture = np.concatenate([picture[i] for i in chosen], axis=1)
+def shrunk(picture: np.ndarray, side: int) -> np.ndarray:
+    """Return a picture [H, W, 3] of at most `side` pixels a side; smaller ones as they are."""
     height, width = picture.shape[:2]
-    scale = PAGE_SIDE / max(height, width)
+    scale = side / max(height, width)
     if scale >= 1:
         return picture
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,7 +1,7 @@
 """Plots of what quantization does to weights and activations, as PNG; matplotlib is needed only when one is drawn."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditquant.errors import DitQuantError
+from ditquant.evaluation.pictures import data_uri
 
 WEIGHT, LEVEL, BEFORE, AFTER = "#8fa8c8", "#c2410c", "#c2410c", "#2563a8"
 
@@ -20,6 +21,10 @@ class Plot:
     title: str
     png: bytes | None = None
     note: str = ""
+
+    def page_data(self) -> dict[str, Any]:
+        """Return the picture or the reason."""
+        return {"kind": "plot", "title": self.title, "src": self.png and data_uri(self.png), "note": self.note}
 
 
 class MissingMatplotlib(DitQuantError):
@@ -62,18 +67,6 @@ def plot_activation_outliers(before: Float[Tensor, "... K"], after: Float[Tensor
         axis.margins(x=0)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("max |x|")
-    return _png(figure)
-
-
-def plot_steps(curves: Mapping[str, Sequence[float]], title: str) -> bytes:
-    """Draw for every model the SQNR of its prediction at each step of the reference's trajectory."""
-    figure = _figure(title)
-    axis = figure.subplots()
-    for name, values in curves.items():
-        axis.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=name)
-    axis.set_xlabel("call of the transformer")
-    axis.set_ylabel("SQNR dB")
-    axis.legend(fontsize=8, framealpha=1, edgecolor="none")
     return _png(figure)
 
 

@@ -1,78 +1,99 @@
-"""One self-contained page: what was compared, the table, the pictures side by side, plots."""
+"""The page of a comparison: what was compared, figures, pictures, where the error is, what was quantized."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 
-import numpy as np
-
-from ditquant.atomic import atomic_file
-from ditquant.evaluation.pictures import PAGE_SIDE, data_uri, page_picture, png
+from ditquant.evaluation.charts import Chart
+from ditquant.evaluation.page import Section
 from ditquant.evaluation.plots import Plot
-from ditquant.evaluation.table import Table
-
-PAGE_PIXELS = 16_000_000  # keeps the page under some 40 MB; the rest stays in the folder
-
-
-@dataclass
-class Gallery:
-    """Pictures side by side: `columns[model]` holds one picture a prompt."""
-
-    prompts: Sequence[str] = ()
-    columns: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+from ditquant.evaluation.results import Results
+from ditquant.evaluation.sliders import Gallery
+from ditquant.evaluation.table import Column, Table, cost_table, measures, quality_table
 
 
-def write_report(
-    path: str | Path,
-    title: str,
-    table: Table,
-    gallery: Gallery | None = None,
-    plots: Sequence[Plot] = (),
-    facts: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write the page; `facts` are the lines of its header (label -> text). All text is escaped."""
-    page = render(title, table, gallery or Gallery(), plots, facts or {})
-    with atomic_file(path, overwrite) as part:
-        part.write_text(page, encoding="utf-8")
+def report_sections(results: Results, plots: Sequence[Plot] = ()) -> list[Section]:
+    """Return the sections of the page; those that nothing is known for have no blocks."""
+    gallery = gallery_of(results)
+    _, shown = gallery.size()
+    note = "Same prompts and seeds for every model. Move over a picture to change between the two."
+    if shown < len(results.prompts):
+        note += f" The {shown} most damaged of {len(results.prompts)} prompts; the folder pictures holds all of them."
+    return [
+        Section("Quality", [quality_table(results)]),
+        Section("Size and speed", [cost_table(results)]),
+        Section("Pictures", [gallery] if shown else [], note),
+        Section("Error by step", _steps(results)),
+        Section("Error by layer", _layers(results)),
+        Section("What was quantized", _quantized(results)),
+        Section("Plots", plots),
+    ]
 
 
-def render(title: str, table: Table, gallery: Gallery, plots: Sequence[Plot], facts: Mapping[str, str]) -> str:
-    """Return the page."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("ditquant.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    shown = _shown(gallery)
-    return environment.from_string(template).render(
-        title=title,
-        facts=facts,
-        columns=table.columns,
-        rows=table.cells(),
-        models=list(gallery.columns),
-        pictures=[_gallery_row(gallery, i) for i in range(shown)],
-        shown=shown,
-        count=len(gallery.prompts),
-        plots=[{"title": p.title, "src": p.png and data_uri(p.png), "note": p.note} for p in plots],
-    )
+def gallery_of(results: Results) -> Gallery:
+    """Return the pictures, and the figures that they can be sorted by."""
+    models = [model for model in results.models if model.images]
+    # what every prompt has stands first
+    known = [m for m in measures() if any(m.key in model.values for model in models[1:])]
+    whole = [m for m in known if any(len(model.values.get(m.key, ())) == len(results.prompts) for model in models[1:])]
+    figures = whole + [m for m in known if m not in whole]
+    return Gallery(results.prompts, {m.name: m.images for m in models}, figures, {m.name: m.values for m in models[1:]})
 
 
-def _shown(gallery: Gallery) -> int:
-    """Return how many prompts fit on the page, at least one."""
-    if not gallery.prompts or not gallery.columns:
-        return 0
-    pixels = sum(min(pictures[0][..., 0].size, PAGE_SIDE**2) for pictures in gallery.columns.values())
-    return min(len(gallery.prompts), max(1, PAGE_PIXELS // pixels))
+def _steps(results: Results) -> list[Chart]:
+    curves = {model.name: model.steps for model in results.models if any(map(math.isfinite, model.steps))}
+    title = "SQNR of the prediction at the states of the full-precision trajectory"
+    return [Chart(title, "call of the transformer", "SQNR dB", curves)] if curves else []
 
 
-def _gallery_row(gallery: Gallery, index: int) -> dict:
-    cells = []
-    for model, pictures in gallery.columns.items():
-        picture = page_picture(pictures[index])
-        height, width = picture.shape[:2]
-        # small pictures are shown twice as large, pixel by pixel
-        factor = 2 if max(height, width) <= 128 else 1
-        size = {"width": width * factor, "height": height * factor, "small": factor == 2}
-        cells.append({"model": model, "src": data_uri(png(picture)), **size})
-    return {"prompt": gallery.prompts[index], "cells": cells}
+def _layers(results: Results) -> list[Chart | Table]:
+    models = {m.name: {layer.name: layer.sqnr_db for layer in m.layers} for m in results.models if m.layers}
+    names = list(dict.fromkeys(name for layers in models.values() for name in layers))
+    if not names:
+        return []
+    title = "SQNR of each quantized layer's output, on inputs of its full-precision layer"
+    curves = {model: [layers.get(name) for name in names] for model, layers in models.items()}
+    columns = [Column("layer", "layer"), *(Column(str(i), model, ".1f") for i, model in enumerate(models))]
+    rows = [{"layer": name} | {str(i): models[m].get(name) for i, m in enumerate(models)} for name in names]
+    rows.sort(key=lambda row: min(v for k, v in row.items() if k != "layer" and v is not None) if _known(row) else 1e9)
+    chart = Chart(title, "layer, in the model's order", "SQNR dB", curves, names, joined=False)
+    return [chart, Table(columns, rows, "SQNR dB of each layer's output")]
+
+
+def _known(row: Mapping[str, object]) -> bool:
+    return any(value is not None for key, value in row.items() if key != "layer")
+
+
+def _quantized(results: Results) -> list[Table]:
+    tables = []
+    for model in results.models:
+        if not model.layers:
+            continue
+        counts = Counter(layer.format for layer in model.layers)
+        rows = [
+            {
+                "what": text,
+                "modules": count,
+                "parameters": sum(layer.parameters for layer in model.layers if layer.format == text),
+            }
+            for text, count in counts.items()
+        ]
+        rows += [
+            {
+                "what": f"{group.kind} in floating point",
+                "modules": group.modules,
+                "parameters": group.parameters,
+                "why": group.reason,
+                "which": ", ".join(group.names) + (", ..." if group.modules > len(group.names) else ""),
+            }
+            for group in model.kept
+        ]
+        columns = [
+            Column("what", "what"),
+            Column("modules", "modules", ","),
+            Column("parameters", "parameters", ","),
+            Column("why", "why"),
+            Column("which", "which"),
+        ]
+        tables.append(Table(columns, rows, model.name))
+    return tables

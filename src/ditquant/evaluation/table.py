@@ -14,12 +14,13 @@ MISSING = "–"
 class Column:
     """`key` finds the value in a row, `format` is a format specification for numbers.
 
-    Half of a 95 % interval is shown where the row has one, as `key` with "_margin".
+    Half of a 95 % interval is shown where the row has one, as `key` with "_margin". `better` is "higher" or "lower".
     """
 
     key: str
     label: str
     format: str = ""
+    better: str = "higher"
 
     def text(self, row: dict[str, Any]) -> str:
         """Return a row's cell as it is shown; a dash where there is no value."""
@@ -45,40 +46,84 @@ class Table:
 
     columns: list[Column] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    title: str = ""
 
     def cells(self) -> list[list[str]]:
         """Return all cells as they are shown, row by row."""
         return [[column.text(row) for column in self.columns] for row in self.rows]
 
+    def page_data(self) -> dict[str, Any]:
+        """Return every cell's text, and the value that it is sorted by."""
+        rows = [[{"text": c.text(row), "value": plain(row.get(c.key))} for c in self.columns] for row in self.rows]
+        return {"kind": "table", "title": self.title, "columns": self.columns, "rows": rows}
+
+
+def plain(value: Any) -> str:
+    """Return a value as a script reads it: nothing for None, infinity in full."""
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return "" if value is None else str(value)
+
+
+def measures() -> list[Column]:
+    """Return the figures that every prompt can have."""
+    return [
+        *(Column(name, metric.label, metric.format, metric.better) for name, metric in METRICS.items()),
+        Column("latent_sqnr_db", "final-latent SQNR dB", ".2f"),
+        Column("step_sqnr_db", "step SQNR dB", ".2f"),
+        Column("caption_accuracy", "caption accuracy", ".1%"),
+    ]
+
+
+NAMES = (Column("name", "model"), Column("recipe", "recipe"))
+SIZES = (Column("bits_per_weight", "bits a weight, all-in", ".2f"), Column("file_mb", "file size MB", ".2f"))
+SECONDS = Column("seconds", "seconds", ".1f")
+
 
 def results_table(results: Results) -> Table:
     """Return one row a model; a column without a single value is left out."""
-    columns = [
-        Column("name", "model"),
-        Column("recipe", "recipe"),
-        Column("bits_per_weight", "bits a weight, all-in", ".2f"),
-        Column("file_mb", "file size MB", ".2f"),
-        Column("step_sqnr_db", "step SQNR dB", ".2f"),
-        Column("latent_sqnr_db", "median final-latent SQNR dB", ".2f"),
-        *(Column(name, metric.label, metric.format) for name, metric in METRICS.items()),
-        Column("caption_accuracy", "caption accuracy", ".1%"),
-        Column("seconds", "seconds", ".1f"),
-    ]
-    rows = [_row(model) for model in results.models]
-    return Table([c for c in columns if any(row.get(c.key) is not None for row in rows)], rows)
+    return _table(results, [*NAMES, *SIZES, *_quality(), SECONDS], "Results")
 
 
-def _row(model: ModelResult) -> dict[str, Any]:
+def quality_table(results: Results) -> Table:
+    """Return how near every model is to full precision."""
+    return _table(results, [*NAMES, *_quality()], "Quality")
+
+
+def cost_table(results: Results) -> Table:
+    """Return what every model takes, also beside the reference."""
+    beside = [Column("size_share", "of the reference's", ".0%"), SECONDS]
+    beside += [Column("prompt_seconds", "seconds a prompt", ".2f"), Column("speed", "times as fast", ".2f")]
+    return _table(results, [*NAMES, *SIZES, *beside], "Size and speed")
+
+
+def _quality() -> list[Column]:
+    columns = {column.key: column for column in measures()}
+    first = ("step_sqnr_db", "latent_sqnr_db")
+    median = Column("latent_sqnr_db", "median final-latent SQNR dB", ".2f")
+    return [columns[first[0]], median, *(column for key, column in columns.items() if key not in first)]
+
+
+def _table(results: Results, columns: list[Column], title: str) -> Table:
+    rows = [_row(model, results) for model in results.models]
+    return Table([c for c in columns if any(row.get(c.key) is not None for row in rows)], rows, title)
+
+
+def _row(model: ModelResult, results: Results) -> dict[str, Any]:
     summary = model.summary()
     shown = {name: found[statistic_of(name)] for name, found in summary.items()}
     margins = {f"{name}_margin": (found["high"] - found["low"]) / 2 for name, found in summary.items()}
-    facts = model.facts
+    facts, reference = model.facts, results.models[0]
+    sizes = (facts.file_bytes, reference.facts.file_bytes)
     return {
         "name": model.name,
         "recipe": facts.recipe,
         "bits_per_weight": facts.bits_per_weight,
         "file_mb": None if facts.file_bytes is None else facts.file_bytes / 1e6,
+        "size_share": sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
         "seconds": model.seconds,
+        "prompt_seconds": model.seconds / max(len(results.prompts), 1),
+        "speed": reference.seconds / model.seconds if model.seconds else None,
         **shown,
         **margins,
     }

@@ -13,11 +13,15 @@ from ditquant.registry import Registry
 
 @dataclass(frozen=True)
 class PairedMetric:
-    """`compute` maps two pictures, uint8 [..., H, W, C], to a number; `label` and `format` are for tables."""
+    """`compute` maps two pictures, uint8 [..., H, W, C], to a number; `label` and `format` are for tables.
+
+    `better` is "higher" or "lower".
+    """
 
     label: str
     format: str
     compute: Callable[[Tensor, Tensor], Tensor]
+    better: str = "higher"
 
     def __call__(self, reference: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Tensor:
         """Return one value a picture, float64 [B].
@@ -42,11 +46,11 @@ METRICS: Registry[PairedMetric] = Registry("metric")
 """Paired metrics by name; the order is that of the columns of a table."""
 
 
-def paired(name: str, label: str, format: str) -> Callable[[Callable], Callable]:
+def paired(name: str, label: str, format: str, better: str = "higher") -> Callable[[Callable], Callable]:
     """Register a function of two pictures as a paired metric, and return it unchanged."""
 
     def add(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        METRICS[name] = PairedMetric(label, format, compute)
+        METRICS[name] = PairedMetric(label, format, compute, better)
         return compute
 
     return add
