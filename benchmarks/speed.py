@@ -27,10 +27,11 @@ from torch.nn import functional as F
 
 import ditquant
 from ditquant.attention import use_compiled_attention
+from ditquant.integrations.diffusers import mark_quantized
 from ditquant.kernels import Rotation, attention, cpu, kept_bytes, linear
 from ditquant.kernels.cpu.ops import FEW_TOKENS, linear_packed, quantize_tokens
 from ditquant.quantizers import QUANTIZERS
-from ditquant.specs import ActSpec, WeightSpec
+from ditquant.specs import ActSpec, QuantPlan, WeightSpec
 from ditquant.transforms.signs import draw_signs
 
 SHAPES = {
@@ -150,9 +151,9 @@ def stored_bytes(model: nn.Module) -> int:
 
 
 def whole_model(recipes: list[str], blocks: int, side: int, rounds: int) -> dict:
-    """Blocks of PixArt-XL end to end: bfloat16, and every recipe in both modes."""
+    """PixArt-XL end to end: bfloat16, and every recipe in both modes; bytes are those of the blocks."""
     model = build(blocks, side)
-    truth, dense_bytes = run(copy.deepcopy(model).float(), side), stored_bytes(model)
+    truth, dense_bytes = run(copy.deepcopy(model).float(), side), stored_bytes(model.transformer_blocks)
     calls: dict[str, Callable[[], object]] = {"bfloat16": lambda: run(model, side)}
     found: dict[str, dict] = {"bfloat16": {"sqnr_db": round(sqnr_db(truth.double(), run(model, side)), 1)}}
     for recipe in recipes:
@@ -165,7 +166,7 @@ def whole_model(recipes: list[str], blocks: int, side: int, rounds: int) -> dict
         for name, quantized in (("memory", memory), ("speed", speed), ("torch attention", plain)):
             before, key = kept_bytes(), f"{recipe}, {name}"
             error = sqnr_db(truth.double(), run(quantized, side))
-            held = stored_bytes(quantized) + kept_bytes() - before
+            held = stored_bytes(quantized.transformer_blocks) + kept_bytes() - before
             found[key] = {"sqnr_db": round(error, 1), "bytes_ratio": round(held / dense_bytes, 3)}
             calls[key] = lambda quantized=quantized: run(quantized, side)
     seconds = interleave(calls, rounds)
@@ -175,19 +176,32 @@ def whole_model(recipes: list[str], blocks: int, side: int, rounds: int) -> dict
     return found
 
 
-def load(side: int) -> dict:
-    """Quantize 28 blocks of PixArt-XL to 4 bits, and load them in a new process up to the first output."""
+def whole(blocks: PixArtTransformer2DModel, plan: QuantPlan, count: int, side: int) -> PixArtTransformer2DModel:
+    """Repeat quantized blocks until there are `count`: loading does not ask what the weights are."""
+    model, given = build(count, side), len(blocks.transformer_blocks)
+    layers = {}
+    for i in range(count):
+        model.transformer_blocks[i] = copy.deepcopy(blocks.transformer_blocks[i % given])
+        prefix = f"transformer_blocks.{i % given}."
+        inside = {name: layer for name, layer in plan.layers.items() if name.startswith(prefix)}
+        layers |= {name.replace(prefix, f"transformer_blocks.{i}.", 1): layer for name, layer in inside.items()}
+    mark_quantized(model, QuantPlan(layers, plan.recipe))
+    return model
+
+
+def load(recipe: str, side: int) -> dict:
+    """Load 28 quantized blocks of PixArt-XL in a new process, up to the first output."""
     with tempfile.TemporaryDirectory() as folder:
-        model = build(28, side)
-        weights = sum(p.numel() for p in model.parameters())
-        ditquant.quantize(model, "rtn-w4a8", forward=lambda m: run(m, side))
-        model.save_pretrained(folder)
-        del model
+        blocks = build(2, side)
+        weights = sum(p.numel() for p in build(28, side).parameters())
+        plan = ditquant.quantize(blocks, recipe, forward=lambda m: run(m, side))
+        whole(blocks, plan, 28, side).save_pretrained(folder)
         code = (
             "import sys, time, torch, ditquant; from diffusers import PixArtTransformer2DModel as Model;"
             "sys.path.insert(0, sys.argv[1]); import speed; torch.set_grad_enabled(False);"
             "torch.set_num_threads(int(sys.argv[4])); start = time.perf_counter();"
-            "model = Model.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16); loaded = time.perf_counter();"
+            "model = Model.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16);"
+            "ditquant.set_mode(model, 'memory'); loaded = time.perf_counter();"
             "speed.run(model, int(sys.argv[3]));"
             "print(loaded - start, time.perf_counter() - start)"
         )
@@ -201,7 +215,7 @@ def load(side: int) -> dict:
                 raise SystemExit(out.stderr)
             times.append([float(number) for number in out.stdout.split()[-2:]])
     loaded, first = (round(statistics.median(column), 2) for column in zip(*times, strict=True))
-    return {"recipe": "rtn-w4a8", "weights": weights, "tokens": 2 * side**2, "load_s": loaded, "first_output_s": first}
+    return {"recipe": recipe, "weights": weights, "tokens": 2 * side**2, "load_s": loaded, "first_output_s": first}
 
 
 def cpu_name() -> str:
@@ -257,7 +271,7 @@ def main() -> None:
     for name, found in result["model"].items():
         print(f"{name:>26}  " + "  ".join(f"{k} {v}" for k, v in found.items()))
     if options.load:
-        result["load"] = load(16)
+        result["load"] = load(options.recipes[0], 16)
         print(f"load: {result['load']}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
