@@ -20,6 +20,7 @@ ORDER = [
     {"sizes", "integrations", "calibration"},
     {"fitting"},
     {"engine"},
+    {"auto"},
     {"sources"},
     {"evaluation"},
     {"cli"},

@@ -78,7 +78,7 @@ def quantize(
         prompts = list(prompts)
     matched = {name: match(part, recipe) for name, part in transformers_of(model).items()}
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
-    run = _runner(model, prompts, forward, seed, settings)
+    run = runner(model, prompts, forward, seed, settings)
     check_max_calls(max_calls)
     missed: list[str] = []
     parts = [
@@ -173,7 +173,7 @@ def quantize_layer(
         return fit_layer(linear, layer.name, rule, stats.get(layer.name), seed)
 
 
-def _runner(model, prompts, forward, seed, settings) -> Callable[[], object] | None:
+def runner(model, prompts, forward, seed, settings) -> Callable[[], object] | None:
     """Return what runs the model on its calibration data; None without data."""
     if prompts is not None and forward is not None:
         raise DitQuantError("give either prompts (for a pipeline) or forward (for a module), not both.")

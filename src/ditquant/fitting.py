@@ -27,8 +27,9 @@ PLAIN = {"affine": "rtn", "twin_log": "twin_log"}
 
 @dataclass(frozen=True)
 class Basis:
-    """Fitted transforms, and the weight and the statistics behind them."""
+    """Fitted transforms, what they were fitted by, and the weight and the statistics behind them."""
 
+    chain: tuple[TransformSpec, ...]
     transforms: tuple[Transform, ...]
     weight: Float[Tensor, "N K"]
     stats: LayerStats | None
@@ -67,6 +68,14 @@ def fit_layer(linear: nn.Linear, name: str, rule: Rule, stats: LayerStats | None
     return QuantLinear.from_linear(linear, made.packed, basis.transforms, plan, made.low_rank)
 
 
+def output_noise(layer: QuantLinear, linear: nn.Linear, stats: LayerStats) -> float:
+    """Return the mean squared error of a token's output, on the sample and in the metric of the output's curvature."""
+    x = stats.sample.to(linear.weight)
+    error = (layer(x) - linear(x)).float().cpu()
+    felt = error if stats.curvature is None else error @ stats.curvature
+    return float((error * felt).sum() / max(len(x), 1))
+
+
 def choose_basis(weight: Float[Tensor, "N K"], rule: Rule, stats: LayerStats | None, seed: int) -> Basis:
     """Return the transforms of least error on some of the outputs; the rule's own come first where they are equal."""
     if stats is None or not rule.choose.transforms:
@@ -94,7 +103,7 @@ def fit_transforms(
         weight = transform.absorb(weight)
         stats = None if stats is None else stats.transformed(transform)
         transforms.append(transform)
-    return Basis(tuple(transforms), weight, stats)
+    return Basis(tuple(chain), tuple(transforms), weight, stats)
 
 
 def quantize_weight(basis: Basis, rule: Rule) -> Made:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ditquant.cli.choose import first_recipe, spend
 from ditquant.cli.options import (
     MAX_SEED,
     Device,
@@ -36,6 +37,7 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the quantized model.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `ditquant recipes`) or a YAML file.")] = "lrq-w4a8",
     prompts: PromptFile = None,
+    bits: Annotated[float | None, typer.Option(help="Bits a weight, all-in, that --recipe auto may spend.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -53,15 +55,15 @@ def quantize(
 
     --prompts calibrate: eight are usual, and not those you test with. They are generated with --steps, --guidance,
     --height, --width and --frames, the pipeline's own by default. A run with --work-dir that was killed goes on at
-    the block where it was; the folder is deleted when the model is saved.
+    the block where it was; the folder is deleted when the model is saved. --recipe auto chooses the bits of every layer
+    by how much the prediction feels its error, within --bits, and shows what other budgets would bring.
     """
     from ditquant import sources
     from ditquant.calibration.work import check_work, clear_work
     from ditquant.engine import quantize as run
-    from ditquant.recipe import Recipe
 
-    rules = Recipe.load(recipe)
     texts = None if prompts is None else read_prompts(prompts)
+    rules = first_recipe(recipe, bits, texts)
     device = pick_device(device)
     compute = pick_dtype(dtype, device)
     source = sources.find(model)
@@ -74,6 +76,8 @@ def quantize(
         raise DitQuantError("steps, guidance and sizes are for calibration. Give --prompts, or leave them out.")
     check_recipe(source, rules)
     loaded = sources.load(source, compute, device)
+    if bits is not None and texts is not None:
+        rules = spend(loaded, bits, texts, seed, settings)
     plan = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
     save(loaded, source, output, overwrite)
     if work_dir is not None:
