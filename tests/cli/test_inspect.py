@@ -14,7 +14,7 @@ from ditquant.skeleton import skeleton
 from tests.cli.command import contents, ditquant, succeed, write_recipe
 from tests.tiny import PROMPTS
 
-ROTATIONS = ("hadamard", "fast_dual_rotation")
+ROTATIONS = ("hadamard", "dual")
 
 
 def rows(out: str, word: str) -> list[list[str]]:
@@ -100,9 +100,9 @@ def test_env_names_versions():
         assert len(rows(out, word)) == 1 or word == "cuda", word
 
 
-def test_rotations_of_a_recipe_on_prompts(model, prompts):
-    out = succeed("inspect", model, "--recipe", "lrq-w4a8", "--prompts", prompts)
-    table = [line.split() for line in out.splitlines() if line.split()[0:1] and line.split()[-1] in ROTATIONS]
+def test_layers_on_prompts(model, prompts, tmp_path):
+    out = succeed("inspect", model, "--recipe", "lrq-w4a8", "--prompts", prompts, "-o", tmp_path / "doctor")
+    table = [words for line in out.splitlines() if (words := line.split()) and words[-1] in ROTATIONS]
     pipeline = sources.load_pipeline(str(model), torch.float32)
     watched = {row[0]: pipeline.transformer.get_submodule(row[0]) for row in table}
     sums = {name: [0.0, 0] for name in watched}
@@ -115,7 +115,11 @@ def test_rotations_of_a_recipe_on_prompts(model, prompts):
         assert abs(float(metric) - exact) < 0.006
         assert abs(exact - 1) < 1e-4 or by_metric == ROTATIONS[exact >= 1]
     salient = sum(row[-2] == ROTATIONS[1] for row in table)
-    assert f"salient: {salient} of 20 layers by the metric" in out
+    assert f"dual rotation: {salient} of 20 layers by J" in out
+    data = json.loads((tmp_path / "doctor" / "inspect.json").read_text())
+    assert [one["name"] for one in data["layers"]] == list(watched)
+    page = (tmp_path / "doctor" / "report.html").read_text()
+    assert f"page in {tmp_path / 'doctor' / 'report.html'}" in out and "transformer_blocks.1.ff.net.2" in page
 
 
 def add_squares(sums: list, _module, args) -> None:
@@ -123,8 +127,12 @@ def add_squares(sums: list, _module, args) -> None:
     sums[1] += args[0].numel()
 
 
-def test_prompts_need_a_recipe_that_adapts(model, prompts):
-    run = ditquant("inspect", model, "--prompts", prompts)
-    assert run.code == 2 and "--recipe" in run.err
-    run = ditquant("inspect", model, "--prompts", prompts, "--recipe", "rtn-w4a8")
-    assert run.code == 2 and "adaptive_rotation" in run.err
+def test_what_cannot_be_examined_is_refused(model, quantized, prompts, tmp_path):
+    run = ditquant("inspect", model, "-o", tmp_path / "doctor")
+    assert run.code == 2 and "--prompts" in run.err
+    run = ditquant("inspect", quantized, "--prompts", prompts)
+    assert run.code == 2 and "quantized already" in run.err
+    (tmp_path / "doctor").mkdir()
+    (tmp_path / "doctor" / "mine.txt").write_text("mine")
+    run = ditquant("inspect", model, "--prompts", prompts, "-o", tmp_path / "doctor")
+    assert run.code == 2 and "--overwrite" in run.err

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ditquant.cli.options import Model, PromptFile, read_prompts
+from ditquant.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    Overwrite,
+    PromptFile,
+    check_output,
+    pick_device,
+    pick_dtype,
+    read_prompts,
+)
 from ditquant.cli.show import console, printed
 from ditquant.errors import DitQuantError
 
@@ -16,6 +27,7 @@ if TYPE_CHECKING:
 
     from ditquant.models import Coverage, Skipped
     from ditquant.recipe import Recipe
+    from ditquant.sources import Source
 
 
 def inspect(
@@ -23,23 +35,33 @@ def inspect(
     recipe: Annotated[str | None, typer.Option(help="Show one recipe only: a name or a YAML file.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     prompts: PromptFile = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the page; with --prompts.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Show what would be quantized in MODEL, what is skipped and why, and the size per recipe.
 
-    With --prompts and --recipe the prompts are run, to show which rotation each layer would get and why.
+    With --prompts the prompts are run: how large and heavy-tailed every layer's inputs are, the error of each format
+    and rotation, which rotation each rule would choose, and which layers overflow or produce NaN.
     """
     from ditquant import sources
     from ditquant.cli.inspect_quantized import show_quantized
-    from ditquant.cli.inspect_rotations import show_rotations
     from ditquant.models import find_linears
     from ditquant.recipe import Recipe, list_recipes
     from ditquant.skeleton import skeleton
 
     texts = None if prompts is None else read_prompts(prompts)
-    if texts is not None and recipe is None:
-        raise DitQuantError("--prompts show the rotations of one recipe. Name it with --recipe.")
+    if output is not None and texts is None:
+        raise DitQuantError("-o is for the page of layers that ran prompts. Give --prompts, or leave it out.")
     chosen = [Recipe.load(name) for name in ([recipe] if recipe else list_recipes())]
     source = sources.find(model)
+    if texts is not None:
+        check_examinable(source, texts)
+        device = pick_device(device)
+        compute = pick_dtype(dtype, device)
+    if output is not None:
+        check_output(output, overwrite, source.folder, prompts)
     for name, config in source.transformers().items():
         part = skeleton(config, model)
         if config.get("quantization_config") is not None:
@@ -48,10 +70,26 @@ def inspect(
         coverage = find_linears(part)
         show_coverage(coverage, name or source.class_name, part)
         if layers:
-            show_layers(coverage, part, chosen[0] if recipe else None)
+            list_layers(coverage, part, chosen[0] if recipe else None)
         show_sizes(part, chosen)
-    if texts is not None:
-        show_rotations(source, chosen[0], texts)
+    if texts is None:
+        return
+    from ditquant.cli.inspect_layers import examine_model, show_layers, write_layers
+
+    found = examine_model(source, chosen[0] if recipe else None, texts, compute, device)
+    show_layers(found)
+    if output is not None:
+        write_layers(found, output, model, len(texts), overwrite)
+        print(f"page in {output / 'report.html'}")
+
+
+def check_examinable(source: Source, prompts: list[str]) -> None:
+    """Refuse what the prompts cannot examine, before anything is loaded."""
+    from ditquant import sources
+
+    sources.check_calibration(source, prompts)
+    if any(config.get("quantization_config") is not None for config in source.transformers().values()):
+        raise DitQuantError(f"{source.name!r} is quantized already. Give the full-precision model with --prompts.")
 
 
 def show_coverage(coverage: Coverage, name: str, part: nn.Module) -> None:
@@ -81,7 +119,7 @@ def show_coverage(coverage: Coverage, name: str, part: nn.Module) -> None:
     out.print(table)
 
 
-def show_layers(coverage: Coverage, part: nn.Module, recipe: Recipe | None) -> None:
+def list_layers(coverage: Coverage, part: nn.Module, recipe: Recipe | None) -> None:
     """Print every layer that can be quantized, and what a recipe would make of it."""
     from ditquant.engine import match
     from ditquant.specs import in_words

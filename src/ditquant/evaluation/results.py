@@ -94,7 +94,7 @@ class Results:
             }
             for model in self.models
         ]
-        return _strict(
+        return strict(
             {
                 "schema_version": self.schema_version,
                 "versions": self.versions,
@@ -159,9 +159,10 @@ def _numbers(values: Sequence[float | str]) -> list[float]:
     return [float(value) for value in values]
 
 
-def _strict(data: Any) -> Any:
+def strict(data: Any) -> Any:
+    """Make strict JSON data: infinite and undefined numbers become "inf", "-inf" and "nan"."""
     if isinstance(data, dict):
-        return {key: _strict(value) for key, value in data.items()}
+        return {key: strict(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_strict(value) for value in data]
+        return [strict(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
