@@ -54,16 +54,18 @@ def interrupted(model, log, stop, **options):
     return made
 
 
-@pytest.mark.parametrize("name, blocks", [("pixart", 2), ("flux", 4)])
-def test_every_interruption_ends_with_the_same_bits(name, blocks, quantized, tmp_path):
+@pytest.mark.parametrize(
+    "name, blocks, recipe", [("pixart", 2, "lrq-w3a8"), ("flux", 4, "lrq-w3a8"), ("pixart", 2, "lrq-plus-w3a8")]
+)
+def test_every_interruption_ends_with_the_same_bits(name, blocks, recipe, quantized, tmp_path):
     """In the middle of every block, one after the other, with the recorded calls of the first run."""
     truth = tiny(name)
-    plan = ditquant.quantize(truth, "lrq-w3a8", forward=run)
+    plan = ditquant.quantize(truth, recipe, forward=run)
     counts = [sum(n.startswith(b) for n in quantized) for b in dict.fromkeys(_block(n) for n in quantized)]
     assert len(counts) == blocks
     order = list(quantized)
     quantized.clear()
-    options = {"recipe": "lrq-w3a8", "work_dir": tmp_path / "work"}
+    options = {"recipe": recipe, "work_dir": tmp_path / "work"}
     for i, count in enumerate(counts):
         forward = run if i == 0 else lambda model: pytest.fail("the calls are recorded")
         made = interrupted(tiny(name), quantized, count - 1, forward=forward, **options)
