@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                # some minutes; writes benchmarks/results/speed.json
     python benchmarks/speed.py --load         # also 0.6 billion parameters from disk to the first forward
+    python benchmarks/speed.py --tables       # the tables of docs/speed.md, from that file
 
 Contestants take turns within a round; what is reported is the median of the rounds, and the median of the ratios of
 one round. Every call includes all that it needs: smoothing, rotation, quantization, decoding, scales, bias. No figure
@@ -227,6 +228,23 @@ def cpu_name() -> str:
     return f"{name}, family {fields['cpu family']}, model {fields['model']}" if "model" in fields else name
 
 
+def tables(result: dict) -> str:
+    """The tables of docs/speed.md, from the figures that were written."""
+    lines = ["| model | ms | times bfloat16 | bytes of the blocks | output SQNR dB |", "|---|---|---|---|---|"]
+    for name, row in result["model"].items():
+        held = f"{row['bytes_ratio']:.2f}" if "bytes_ratio" in row else "1"
+        lines.append(f"| {name} | {row['ms']} | {row['ratio']:.2f} | {held} | {row['sqnr_db']:.1f} |")
+    columns = ("bfloat16", "int_mm", "memory", "speed", "memory, rotated", "speed, rotated")
+    lines += ["", "| product, GOP/s | " + " | ".join(columns) + " | speed, rotated / int_mm |", "|---" * 8 + "|"]
+    for name, row in result["products"].items():
+        cells = " | ".join(str(row["gop_per_s"][column]) for column in columns)
+        lines.append(f"| {name} | {cells} | {row['speed, rotated / int_mm']:.2f} |")
+    lines += ["", "| attention | torch, ms | compiled, ms | ratio |", "|---|---|---|---|"]
+    for name, row in result["attention"].items():
+        lines.append(f"| {name} | {row['ms']['torch']} | {row['ms']['compiled']} | {row['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", default=["lrq-w4a8", "lrq-w3a8"])
@@ -237,6 +255,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time instead of wall time, on a busy machine"
     )
+    parser.add_argument("--tables", action="store_true", help="print the tables of the figures written before")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "speed.json")
     return parser.parse_args()
 
@@ -249,6 +268,9 @@ def main() -> None:
     global CLOCK
     options = parse()
     CLOCK = time.process_time if options.cpu_time else time.perf_counter
+    if options.tables:
+        print(tables(json.loads(options.output.read_text())))
+        return
     if (reason := cpu.why_not()) is not None:
         raise SystemExit(f"nothing to measure: {reason}")
     versions = {"torch": torch.__version__, "python": platform.python_version(), "ditquant": ditquant.__version__}

@@ -43,20 +43,27 @@ inline __mmask16 sign_mask(const uint8_t* signs, int64_t at, int64_t channels) {
 
 inline __m512 flip(__m512 x, __mmask16 signs) { return _mm512_mask_sub_ps(x, signs, _mm512_setzero_ps(), x); }
 
-// The token in float32, smoothed and rotated once; channels beyond the last are zero.
-void transform(const Quantize& q, int64_t token, float* x) {
+// What every channel is multiplied by before the first rotation: smoothing, signs, and the norm of all rotations.
+void read_gains(const Quantize& q, float* gains) {
     const int rotations = q.block ? (q.permutation ? 2 : 1) : 0;
-    const __m512 norm = _mm512_set1_ps(static_cast<float>(std::pow(q.block, -0.5 * rotations)));
+    const __m512 norm = _mm512_set1_ps(rotations ? static_cast<float>(std::pow(q.block, -0.5 * rotations)) : 1);
     for (int64_t k = 0; k < q.padded(); k += 16) {
-        const __mmask16 there = first_floats(q.channels - k);
-        __m512 v = load(q.x, token * q.channels + k, there, q.dtype);
-        if (q.factor) v = _mm512_mul_ps(v, load(q.factor, k, there, BFLOAT16));
-        if (rotations) v = _mm512_mul_ps(v, norm);
-        if (q.signs1) v = flip(v, sign_mask(q.signs1, k, q.channels));
-        _mm512_store_ps(x + k, v);
+        const __m512 factor = q.factor ? load(q.factor, k, first_floats(q.channels - k), BFLOAT16) : _mm512_set1_ps(1);
+        const __m512 gain = _mm512_mul_ps(factor, norm);
+        _mm512_store_ps(gains + k, q.signs1 ? flip(gain, sign_mask(q.signs1, k, q.channels)) : gain);
     }
+}
+
+// The token in float32, smoothed and rotated once; channels beyond the last are zero.
+void transform(const Quantize& q, const float* gains, int64_t token, float* x) {
+    const auto smoothed = [&](int64_t k) {
+        const __m512 v = load(q.x, token * q.channels + k, first_floats(q.channels - k), q.dtype);
+        return _mm512_mul_ps(v, _mm512_load_ps(gains + k));
+    };
     // a block below 16 may end inside the last vector; zeros behind it stay zeros
-    if (rotations) rotate_blocks(x, round_up(q.channels, 16), q.block);
+    const int64_t rotated = q.block ? round_up(q.channels, 16) : 0;
+    if (q.block) rotate_blocks(x, rotated, q.block, smoothed);
+    for (int64_t k = rotated; k < q.padded(); k += 16) _mm512_store_ps(x + k, smoothed(k));
 }
 
 constexpr int TOGETHER = 4;  // tokens whose channels are moved at once
@@ -95,7 +102,10 @@ void permute_rotate(const Quantize& q, const int32_t* from, float* x, float* spa
         const __mmask16 signs = sign_mask(q.signs2, k, q.channels);
         DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) _mm512_store_ps(spare + i * size + k, flip(v[i], signs));
     }
-    for (int i = 0; i < TOGETHER; i++) rotate_blocks(spare + i * size, round_up(q.channels, 16), q.block);
+    for (int i = 0; i < TOGETHER; i++) {
+        float* token = spare + i * size;
+        rotate_blocks(token, round_up(q.channels, 16), q.block, [&](int64_t k) { return _mm512_load_ps(token + k); });
+    }
 }
 
 // Largest magnitude; infinity and NaN are larger than any number, NaN than infinity.
@@ -118,6 +128,25 @@ inline __m512i divide(__m512 x, __m512 scale, __m512 inverse) {
     return _mm512_cvtps_epi32(quotient);
 }
 
+// Codes + 128 of `size` floats, a multiple of 64.
+template <bool CLAMP>
+void write_codes(const float* x, int64_t size, float scale, int zero, int least, int most, uint8_t* to) {
+    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
+    const __m512i offset = _mm512_set1_epi32(128 + zero);
+    const __m512i low = _mm512_set1_epi32(128 + least), high = _mm512_set1_epi32(128 + most);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int64_t k = 0; k < size; k += 64) {
+        __m512i code[4];
+        DITQUANT_UNROLL for (int i = 0; i < 4; i++) {
+            code[i] = _mm512_add_epi32(divide(_mm512_load_ps(x + k + 16 * i), s, inverse), offset);
+            if (CLAMP) code[i] = _mm512_min_epi32(_mm512_max_epi32(code[i], low), high);
+        }
+        const __m512i first = _mm512_packs_epi32(code[0], code[1]), second = _mm512_packs_epi32(code[2], code[3]);
+        const __m512i bytes = _mm512_packus_epi16(first, second);
+        _mm512_storeu_si512(to + k, _mm512_permutexvar_epi32(order, bytes));
+    }
+}
+
 void quantize(const Quantize& q, int64_t token, const float* x) {
     const int half = 1 << (q.bits - 1);
     const float tiny = std::numeric_limits<float>::min();
@@ -137,15 +166,9 @@ void quantize(const Quantize& q, int64_t token, const float* x) {
         scale = std::max(tiny, (to - from) / static_cast<float>(2 * half - 1));
         zero = static_cast<int>(std::nearbyintf(-from / scale)) - half;
     }
-    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
-    const __m512i least = _mm512_set1_epi32(128 + (q.symmetric ? 1 - half : -half));
-    const __m512i most = _mm512_set1_epi32(128 + half - 1), offset = _mm512_set1_epi32(128 + zero);
-    uint8_t* to = q.values + token * q.padded();
-    for (int64_t k = 0; k < q.padded(); k += 16) {
-        __m512i code = _mm512_add_epi32(divide(_mm512_load_ps(x + k), s, inverse), offset);
-        code = _mm512_min_epi32(_mm512_max_epi32(code, least), most);
-        _mm_store_si128(reinterpret_cast<__m128i*>(to + k), _mm512_cvtepi32_epi8(code));
-    }
+    // only a clip, or a zero point, lets codes leave their range
+    const auto write = q.clip < 1 || !q.symmetric ? write_codes<true> : write_codes<false>;
+    write(x, q.padded(), scale, zero, q.symmetric ? 1 - half : -half, half - 1, q.values + token * q.padded());
     q.scale[token] = scale;
     q.zero[token] = zero;
 }
@@ -166,17 +189,19 @@ DITQUANT_API void ditquant_quantize(const void* x, int dtype, int64_t tokens, in
     parallel(ceil_div(tokens, TOKENS), threads, [&](int64_t task) {
         static thread_local Scratch<float> scratch;
         static thread_local Scratch<int32_t> places;
-        float* x = scratch.get(2 * TOGETHER * size);
+        float* gains = scratch.get((1 + 2 * TOGETHER) * size);
+        float* x = gains + size;
+        read_gains(q, gains);
         int32_t* from = permutation ? places.get(size) : nullptr;
         if (permutation) read_permutation(q, from);
         const int64_t end = std::min((task + 1) * TOKENS, tokens);
         for (int64_t token = task * TOKENS; token < end; token += TOGETHER) {
             const int64_t count = std::min<int64_t>(TOGETHER, end - token);
             if (!permutation) {
-                for (int64_t i = 0; i < count; i++) transform(q, token + i, x), quantize(q, token + i, x);
+                for (int64_t i = 0; i < count; i++) transform(q, gains, token + i, x), quantize(q, token + i, x);
                 continue;
             }
-            for (int64_t i = 0; i < TOGETHER; i++) transform(q, token + std::min(i, count - 1), x + i * size);
+            for (int64_t i = 0; i < TOGETHER; i++) transform(q, gains, token + std::min(i, count - 1), x + i * size);
             float* rotated = x + TOGETHER * size;
             permute_rotate(q, from, x, rotated);
             for (int64_t i = 0; i < count; i++) quantize(q, token + i, rotated + i * size);

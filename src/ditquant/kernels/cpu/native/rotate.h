@@ -28,11 +28,11 @@ inline __m512 within(__m512 x, int64_t block) {
     return x;
 }
 
-// All stages of a block of COUNT vectors, held in registers.
-template <int COUNT>
-inline void rotate_vectors(float* x, int64_t block) {
+// All stages of COUNT vectors from `at` on, held in registers.
+template <int COUNT, class Load>
+inline void rotate_vectors(float* x, int64_t at, int64_t block, const Load& load) {
     __m512 v[COUNT];
-    DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) v[i] = within(_mm512_load_ps(x + 16 * i), block);
+    DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) v[i] = within(load(at + 16 * i), block);
     DITQUANT_UNROLL for (int stride = 1; stride < COUNT; stride *= 2) {
         DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
             if (i & stride) continue;
@@ -41,20 +41,22 @@ inline void rotate_vectors(float* x, int64_t block) {
             v[i + stride] = _mm512_sub_ps(a, b);
         }
     }
-    DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) _mm512_store_ps(x + 16 * i, v[i]);
+    DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) _mm512_store_ps(x + at + 16 * i, v[i]);
 }
 
-// Rotate every block, a power of two from 2 on, of `size` floats; x is aligned, size a multiple of 16 and of the block.
-inline void rotate_blocks(float* x, int64_t size, int64_t block) {
+// Rotate every block, a power of two from 2 on, of `size` floats, a multiple of 16 and of the block. load(at) gives 16
+// of them, and x, aligned, takes the result.
+template <class Load>
+inline void rotate_blocks(float* x, int64_t size, int64_t block, const Load& load) {
     const int64_t inner = block < 128 ? block : 128;
     if (inner <= 16) {
-        for (int64_t i = 0; i < size; i += 16) rotate_vectors<1>(x + i, inner);
+        for (int64_t at = 0; at < size; at += 16) rotate_vectors<1>(x, at, inner, load);
     } else if (inner == 32) {
-        for (int64_t i = 0; i < size; i += 32) rotate_vectors<2>(x + i, inner);
+        for (int64_t at = 0; at < size; at += 32) rotate_vectors<2>(x, at, inner, load);
     } else if (inner == 64) {
-        for (int64_t i = 0; i < size; i += 64) rotate_vectors<4>(x + i, inner);
+        for (int64_t at = 0; at < size; at += 64) rotate_vectors<4>(x, at, inner, load);
     } else {
-        for (int64_t i = 0; i < size; i += 128) rotate_vectors<8>(x + i, inner);
+        for (int64_t at = 0; at < size; at += 128) rotate_vectors<8>(x, at, inner, load);
     }
     for (int64_t stride = 128; stride < block; stride *= 2) {
         for (int64_t i = 0; i < size; i += 16) {
