@@ -340,9 +340,14 @@ def main() -> None:
             shutil.copytree(args.start / part, args.work / part, dirs_exist_ok=True)
     pipeline = train_transformer(args.work, args.steps, args.peak, args.device, args.seed, args.start)
     pipeline.to(dtype=torch.float16).save_pretrained(args.out)
-    # transformers loads in the dtype of its own config unless told otherwise, diffusers in float32: let them agree
-    config = args.out / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+    for file in args.out.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        if file.parent.name == "text_encoder":
+            config["dtype"] = (
+                "float32"  # transformers follows its own config, diffusers loads in float32: let them agree
+            )
+        file.write_text(json.dumps(config, indent=2) + "\n")
     pipeline = PixArtAlphaPipeline.from_pretrained(args.out).to(args.device)
     print(f"caption accuracy on 512 held-out prompts: {evaluate(pipeline, 512, seed=1)[0]:.3f}")
 
