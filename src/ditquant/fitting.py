@@ -14,7 +14,7 @@ from ditquant.formats import PackedWeight
 from ditquant.kernels import fake_quantize
 from ditquant.nn import LowRank, QuantLinear
 from ditquant.quantizers import NEEDS_GRAM, QUANTIZERS
-from ditquant.quantizers.low_rank import fit_low_rank
+from ditquant.quantizers.low_rank import TURNS, fit_low_rank
 from ditquant.rule import Rule
 from ditquant.specs import ActSpec, LayerPlan, TransformSpec
 from ditquant.stats import LayerStats
@@ -22,6 +22,7 @@ from ditquant.transforms.base import Transform
 from ditquant.transforms.fitters import FITTERS, needs_data, takes_seed
 
 TRIAL_ROWS = 64  # outputs on which transforms are tried
+TRIAL_TURNS = 1
 PLAIN = {"affine": "rtn", "twin_log": "twin_log"}
 
 
@@ -84,7 +85,7 @@ def choose_basis(weight: Float[Tensor, "N K"], rule: Rule, stats: LayerStats | N
 
     def error(basis: Basis) -> float:
         some = basis.rows(step)
-        return choose_clip(quantize_weight(some, rule), some, rule)[1]
+        return choose_clip(quantize_weight(some, rule, TRIAL_TURNS), some, rule)[1]
 
     chains = (rule.transforms, *rule.choose.transforms)
     return min((fit_transforms(weight, chain, stats, seed) for chain in chains), key=error)
@@ -106,7 +107,7 @@ def fit_transforms(
     return Basis(tuple(chain), tuple(transforms), weight, stats)
 
 
-def quantize_weight(basis: Basis, rule: Rule) -> Made:
+def quantize_weight(basis: Basis, rule: Rule, turns: int = TURNS) -> Made:
     """Choose codes, and factors where the rule has a rank.
 
     The factors are refined by turns with the quantizer, or with plain rounding where that compensates its errors: what
@@ -123,7 +124,7 @@ def quantize_weight(basis: Basis, rule: Rule) -> Made:
         return Made(quantizer(basis.weight), None)
     compensates = rule.quantizer in NEEDS_GRAM
     rank = min(rule.rank, len(basis.weight))
-    packed, down, up = fit_low_rank(basis.weight, rank, plain if compensates else quantizer, basis.stats)
+    packed, down, up = fit_low_rank(basis.weight, rank, plain if compensates else quantizer, basis.stats, turns)
     low_rank = LowRank(down, up)
     return Made(quantizer(basis.weight - low_rank.product()) if compensates else packed, low_rank)
 

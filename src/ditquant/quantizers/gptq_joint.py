@@ -9,6 +9,8 @@ where b_kl = R_kk (R⁻¹)_kl is GPTQ's share of a column's error, and a_ij = S_
 antidiagonal do not depend on each other; tiles keep each step small.
 """
 
+from functools import cache
+
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -62,6 +64,7 @@ def _round_tile(
     return codes, errors
 
 
+@cache
 def _antidiagonals(rows: int, columns: int) -> list[tuple[Int64[Tensor, " d"], Int64[Tensor, " d"]]]:
     found = []
     for total in range(rows + columns - 1):
