@@ -6,15 +6,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from ditquant.errors import DitQuantError
-from ditquant.evaluation import shapes
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
 from ditquant.evaluation.inventory import Kept, kept
 from ditquant.evaluation.layers import LayerProbe, LayerResult
-from ditquant.evaluation.metrics import METRICS, sqnr_db
+from ditquant.evaluation.measure import measured
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
 from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 
@@ -63,8 +61,7 @@ def compare(
     for name, source in {reference_name: reference, **pipelines}.items():
         facts, made, seen = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
         values = {"step_sqnr_db": seen.by_prompt} if seen.by_prompt else {}
-        values |= {} if truth is None else _paired_values(truth, made)
-        values |= _caption_values(made.images, prompts)
+        values |= measured(truth, made, prompts)
         models.append(ModelResult(name, facts, made.seconds, values, seen.by_step, seen.layers, seen.kept, made.images))
         truth = truth or made
     return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models)
@@ -126,17 +123,3 @@ def _run(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return facts, made, seen
-
-
-def _paired_values(truth: Generated, made: Generated) -> dict[str, list[float]]:
-    values = {"latent_sqnr_db": sqnr_db(truth.latents, made.latents).tolist()}
-    return values | {name: metric(truth.images, made.images).tolist() for name, metric in METRICS.items()}
-
-
-def _caption_values(images: list[np.ndarray], prompts: Sequence[str | int]) -> dict[str, list[float]]:
-    """Return 1 for each picture that shows its caption; nothing if these are not pictures of scenes."""
-    scenes = all(isinstance(prompt, str) and shapes.parse(prompt) is not None for prompt in prompts)
-    if not scenes or any(image.shape != (shapes.SIZE, shapes.SIZE, 3) for image in images):
-        return {}
-    pairs = zip(images, prompts, strict=True)
-    return {"caption_accuracy": [shapes.caption_accuracy([image], [prompt]) for image, prompt in pairs]}

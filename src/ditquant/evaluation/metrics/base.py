@@ -15,13 +15,19 @@ from ditquant.registry import Registry
 class PairedMetric:
     """`compute` maps two pictures, uint8 [..., H, W, C], to a number; `label` and `format` are for tables.
 
-    `better` is "higher" or "lower".
+    `better` is "higher" or "lower". A metric with `videos` is for two frames or more, and its value for the reference
+    beside itself means something.
     """
 
     label: str
     format: str
     compute: Callable[[Tensor, Tensor], Tensor]
     better: str = "higher"
+    videos: bool = False
+
+    def takes(self, images: Sequence[np.ndarray]) -> bool:
+        """Say whether it can be measured on such pictures."""
+        return not self.videos or all(image.ndim == 4 and len(image) > 1 for image in images)
 
     def __call__(self, reference: Sequence[np.ndarray], images: Sequence[np.ndarray]) -> Tensor:
         """Return one value a picture, float64 [B].
@@ -46,11 +52,13 @@ METRICS: Registry[PairedMetric] = Registry("metric")
 """Paired metrics by name; the order is that of the columns of a table."""
 
 
-def paired(name: str, label: str, format: str, better: str = "higher") -> Callable[[Callable], Callable]:
+def paired(
+    name: str, label: str, format: str, better: str = "higher", videos: bool = False
+) -> Callable[[Callable], Callable]:
     """Register a function of two pictures as a paired metric, and return it unchanged."""
 
     def add(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        METRICS[name] = PairedMetric(label, format, compute, better)
+        METRICS[name] = PairedMetric(label, format, compute, better, videos)
         return compute
 
     return add
