@@ -1,0 +1,86 @@
+"""The accuracy benchmark: what it injects changes nothing, its verdicts follow the values, finished rows are kept."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditquant.recipe import Recipe
+from tests.tiny import run, tiny
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def found_by_name(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    for name in [name for name in sys.modules if name.startswith("accuracy")]:
+        del sys.modules[name]
+
+
+def test_injected_channels_leave_full_precision_as_it_was():
+    from accuracy_model import SALIENT_CHANNELS, inject
+
+    model = tiny("pixart", num_layers=4)
+    truth, seen = run(model), {}
+    for name in ("transformer_blocks.1.attn1.to_out.0", "transformer_blocks.2.attn1.to_out.0"):
+        kept = seen.setdefault(name, [])
+        model.get_submodule(name).register_forward_pre_hook(lambda _m, args, kept=kept: kept.append(args[0]))
+    run(model)
+    assert inject(model) == ["transformer_blocks.1.attn1.to_out.0", "transformer_blocks.3.attn1.to_out.0"]
+    assert torch.equal(run(model), truth)
+    (before, after), (same, again) = seen.values()
+    louder = after.abs().amax((0, 1)) / before.abs().amax((0, 1))
+    assert sorted(louder.tolist())[-SALIENT_CHANNELS:] == pytest.approx([64.0] * SALIENT_CHANNELS)
+    assert int((louder > 1.01).sum()) == SALIENT_CHANNELS
+    torch.testing.assert_close(same, again, rtol=1e-4, atol=1e-5)
+
+
+def made(method, bits, values, table="methods", size=4.0, **more):
+    return {"table": table, "name": method, "bits_asked": bits, "seed": 0, "step_sqnr_db": values, "bits": size} | more
+
+
+def test_a_bar_is_met_or_missed_as_the_means_say():
+    from accuracy_page import Found, bars
+
+    rows = [
+        made("rtn", "w4a8", [24.0, 25.0]),
+        made("gptq", "w4a8", [33.0, 34.0]),
+        made("lrq-plus", "w3a8", [30.0, 32.0]),
+    ]
+    rows += [made("lrq-plus", "w4a8", [36.0, 36.0]), made("rtn", "w8a8", [35.0, 35.5])]
+    lines = bars(Found(rows)).splitlines()
+    (across,) = [line for line in lines if line.startswith("| lrq-plus W3A8 beats 2 others at W4A8")]
+    assert "31.00 against gptq's 33.50" in across and "**missed**: 1 of 2 are beaten" in across
+    (reached,) = [line for line in lines if "beats rtn at W8A8" in line]
+    assert "36.00 against rtn's 35.25" in reached and "| met |" in reached
+
+
+def test_values_of_all_seeds_are_one_cell(tmp_path):
+    from accuracy_page import cell, write_page
+
+    assert cell([]) == "" and cell([20.0, 20.0]) == "20.00 (0.00)"
+    rows = [made("rtn", "w4a8", [20.0, 22.0]), made("rtn", "w4a8", [24.0, 26.0]) | {"seed": 1}]
+    write_page(rows, tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text()
+    assert "| W4A8 | **23.00 (" in text and (tmp_path / "images" / "accuracy.png").stat().st_size > 1000
+
+
+def test_a_finished_row_is_known_by_its_weights_and_recipe(tmp_path):
+    from accuracy import finished, key
+    from accuracy_rows import Row, rows
+
+    row = Row("methods", "rtn", "w4a8", Recipe.load("rtn-w4a8"), 0)
+    others = [replace(row, seed=1), replace(row, recipe=Recipe.load("rtn-w4a6")), replace(row, salient=True)]
+    assert len({key("a", r) for r in (row, *others)} | {key("b", row)}) == 5
+    assert key("a", row) == key("a", replace(row, recipe=Recipe.load("rtn-w4a8")))
+    path = tmp_path / "rows.json"
+    assert finished(path, "a") == {}
+    path.write_text(json.dumps({"weights": "a", "rows": {"x": {}}}))
+    assert finished(path, "a") == {"x": {}} and finished(path, "b") == {}
+    every = rows()
+    assert len({key("a", r) for r in every}) == len(every)
