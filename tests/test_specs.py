@@ -1,6 +1,7 @@
 """Plain data: checked where it is made, equal after a round trip through JSON, refused when it lies."""
 
 import copy
+import hashlib
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from ditquant.specs import (
     TransformSpec,
     WeightSpec,
     check_divides,
+    prompt_hash,
 )
 
 bits = st.integers(2, 8)
@@ -172,3 +174,13 @@ def test_plans_that_lie_are_refused(message):
         QuantPlan.from_dict(LIES[message](copy.deepcopy(PLAN.to_dict())))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_calibration_prompts_are_kept_as_hashes():
+    plan = QuantPlan({}, "r", calibration=(prompt_hash("A  red\ncircle"),))
+    assert plan.calibration == (hashlib.sha256(b"a red circle").hexdigest()[:16],)
+    assert QuantPlan.from_dict(plan.to_dict()) == plan and plan.hash() != QuantPlan({}, "r").hash()
+    assert "calibration" not in QuantPlan({}, "r").to_dict()
+    for lie in ("x", ["0123456789abcdeg"], [1], ["0123456789abcdef0"]):
+        with pytest.raises(DitQuantError, match="'calibration' must be a list of hashes"):
+            QuantPlan.from_dict(plan.to_dict() | {"calibration": lie})

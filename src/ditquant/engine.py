@@ -33,7 +33,7 @@ from ditquant.nn import QuantLinear, set_module
 from ditquant.pipelines import conditions, settings_of
 from ditquant.quantizers import NEEDS_GRAM, check_options, reads_curvature, reads_data
 from ditquant.recipe import Recipe, Rule
-from ditquant.specs import QuantPlan, check_divides
+from ditquant.specs import QuantPlan, check_divides, prompt_hash
 from ditquant.stats import LayerStats
 from ditquant.transforms.fitters import check_fit_options, check_width
 
@@ -108,10 +108,11 @@ def quantize(
             ", ".join(missed[:4]),
             ", ..." if len(missed) > 4 else "",
         )
-    plans = {part.name: _swap(part, made[part.name], recipe) for part in parts}
+    plans = {part.name: _swap(part, made[part.name], recipe, _texts(part, prompts)) for part in parts}
     if len(plans) == 1:
         return next(iter(plans.values()))
-    return QuantPlan({f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}, recipe.name)
+    layers = {f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}
+    return QuantPlan(layers, recipe.name, calibration=max((plan.calibration for plan in plans.values()), key=len))
 
 
 def _check_seed(seed: Any) -> int:
@@ -207,10 +208,17 @@ def _part(
     return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed, curved)
 
 
-def _swap(part: Part, made: Mapping[str, QuantLinear], recipe: Recipe) -> QuantPlan:
+def _texts(part: Part, prompts: Any) -> list[str]:
+    """Return the prompts that a part was fitted to: none for class labels, or where no layer needs data."""
+    texts = [prompts] if isinstance(prompts, str) else prompts or []
+    return [text for text in texts if isinstance(text, str)] if part.data else []
+
+
+def _swap(part: Part, made: Mapping[str, QuantLinear], recipe: Recipe, prompts: Sequence[str]) -> QuantPlan:
     for name, layer in part.layers.items():
         for alias in (name, *layer.aliases):
             set_module(part.model, alias, made[name])
-    plan = QuantPlan({name: made[name].plan for name in part.layers}, recipe.name)
+    layers = {name: made[name].plan for name in part.layers}
+    plan = QuantPlan(layers, recipe.name, calibration=tuple(sorted({prompt_hash(text) for text in prompts})))
     mark_quantized(part.model, plan)
     return plan

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -13,6 +14,8 @@ from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
 
 PLAN_VERSION = 1
+_PLAN_KEYS = ("version", "recipe", "attention", "schemes", "layers", "calibration")
+_HASH = re.compile("[0-9a-f]{16}")
 GRANULARITIES = ("tensor", "sample", "token", "group")
 
 
@@ -144,12 +147,16 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """One exact entry per quantized layer, by full dotted name; the only thing stored in config.json."""
+    """One exact entry per quantized layer, by full dotted name; the only thing stored in config.json.
+
+    `calibration` holds the hashes of the prompts that the layers were fitted to (see `prompt_hash`), not their texts.
+    """
 
     layers: Mapping[str, LayerPlan]
     recipe: str = ""
     attention: Mapping[str, Any] | None = None
     version: int = PLAN_VERSION
+    calibration: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data; equal layer plans are written once and layers refer to them by index.
@@ -161,13 +168,14 @@ class QuantPlan:
         for name, plan in sorted(self.layers.items()):
             key = json.dumps(plan.to_dict(), sort_keys=True)
             index[name] = schemes.setdefault(key, len(schemes))
-        return {
+        data = {
             "version": self.version,
             "recipe": self.recipe,
             "attention": None if self.attention is None else dict(self.attention),
             "schemes": [json.loads(key) for key in schemes],
             "layers": index,
         }
+        return data | ({"calibration": list(self.calibration)} if self.calibration else {})
 
     @staticmethod
     def from_dict(data: Any) -> "QuantPlan":
@@ -186,8 +194,8 @@ class QuantPlan:
                 f"the checkpoint has plan version {version}, this ditquant reads up to {PLAN_VERSION}. Update ditquant."
             )
         for key in data:
-            if key not in ("version", "recipe", "attention", "schemes", "layers"):
-                raise unknown("key of the plan", key, ("version", "recipe", "attention", "schemes", "layers"))
+            if key not in _PLAN_KEYS:
+                raise unknown("key of the plan", key, _PLAN_KEYS)
         schemes, layers = data.get("schemes"), data.get("layers")
         if not isinstance(schemes, list) or not isinstance(layers, Mapping):
             raise DitQuantError("the plan needs a list 'schemes' and a mapping 'layers'.")
@@ -198,11 +206,19 @@ class QuantPlan:
         recipe, attention = data.get("recipe", ""), data.get("attention")
         if type(recipe) is not str or not (attention is None or isinstance(attention, Mapping)):
             raise DitQuantError("the plan's 'recipe' must be a name and its 'attention' a mapping or null.")
-        return QuantPlan({name: plans[i] for name, i in layers.items()}, recipe, attention, version)
+        calibration = data.get("calibration", [])
+        if not isinstance(calibration, list) or not all(type(h) is str and _HASH.fullmatch(h) for h in calibration):
+            raise DitQuantError("the plan's 'calibration' must be a list of hashes of 16 hexadecimal digits.")
+        return QuantPlan({name: plans[i] for name, i in layers.items()}, recipe, attention, version, tuple(calibration))
 
     def hash(self) -> str:
         """Return 16 hex digits that change with any entry of the plan."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prompt_hash(prompt: str) -> str:
+    """Return 16 hex digits of a prompt, whatever its spaces and capitals."""
+    return hashlib.sha256(" ".join(prompt.lower().split()).encode()).hexdigest()[:16]
 
 
 def in_words(

@@ -62,3 +62,27 @@ def test_thresholds_decide_the_exit_code(model, quantized, prompts, tmp_path):
     assert run.code == 0 and run.out.rstrip().endswith(": go")
     run = ditquant(*words, "--require", "psnr>=5", "--overwrite")
     assert run.code == 2 and "psnr_db" in run.err
+
+
+def test_prompts_of_the_calibration_are_warned_about(model, quantized, prompts, tmp_path, caplog):
+    _, results = compare(tmp_path, model, quantized, prompts=prompts)
+    assert len(results["notes"]) == 1 and "calibrated with 2 of these 2 prompts" in results["notes"][0]
+    assert (
+        "flatter" in caplog.text and "calibrated with 2 of these" in (tmp_path / "report" / "report.html").read_text()
+    )
+    other = tmp_path / "other.txt"
+    other.write_text("a house\nA  HOUSE by the sea")
+    caplog.clear()
+    _, results = compare(tmp_path, model, quantized, prompts=other, name="second")
+    assert results["notes"] == [] and "flatter" not in caplog.text
+
+
+def test_models_of_an_earlier_report_join(model, quantized, prompts, tmp_path):
+    copy = tmp_path / "copy"
+    copy.symlink_to(model)
+    compare(tmp_path, model, copy, prompts=prompts, name="first")
+    _, results = compare(tmp_path, model, quantized, prompts=prompts, add=tmp_path / "first" / "results.json")
+    assert [one["name"] for one in results["models"]] == [str(m) for m in (model, quantized, copy)]
+    words = ["compare", model, quantized, "--prompts", prompts, "-o", tmp_path / "no", "--steps", 3]
+    run = ditquant(*words, "--add", tmp_path / "first" / "results.json")
+    assert run.code == 2 and "unequal settings" in run.err and not (tmp_path / "no").exists()

@@ -1,6 +1,7 @@
 """results.json is strict JSON that comes back as it was."""
 
 import json
+import re
 
 import pytest
 
@@ -85,3 +86,34 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
     assert table.cells()[0][1:3] == ["–", "–"]
     plain = Results(["x"], [0], {}, [ModelResult("full", ModelFacts(), 1.0)])
     assert [c.key for c in results_table(plain).columns] == ["name", "seconds"]
+
+
+def test_reports_of_equal_prompts_are_joined():
+    one, other = example(), example()
+    other.models[1].name, other.notes, other.sampling = (
+        "w4",
+        ["left out"],
+        {"steps": 2, "guidance": None, "batch_size": 9},
+    )
+    both = one.joined([other])
+    assert [model.name for model in both.models] == ["full", "w3", "w4"] and both.notes == ["left out"]
+    assert [model.name for model in one.models] == ["full", "w3"]
+
+
+UNEQUAL = {
+    "unequal sets of prompts (3 and 3; the first difference is prompt 1)": {"prompts": ["a <b>", "u", "c"]},
+    "unequal sets of prompts (3 and 4; one has more)": {"prompts": ["a <b>", "ü", "c", "d"]},
+    "unequal seeds": {"seeds": [4, 5, 7]},
+    "unequal settings": {"sampling": {"steps": 3, "guidance": None}},
+    "different references": {"models": [ModelResult("another", ModelFacts(), 1.0)]},
+    "'w3' is in both reports": {},
+}
+
+
+@pytest.mark.parametrize("message", UNEQUAL)
+def test_unequal_reports_are_refused(message):
+    other = example()
+    for name, value in UNEQUAL[message].items():
+        setattr(other, name, value)
+    with pytest.raises(DitQuantError, match=re.escape(message)):
+        example().joined([other])

@@ -1,6 +1,7 @@
 """`ditquant compare`: the same prompts and seeds through full precision and quantized models."""
 
 import os
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,9 @@ def compare(
     require: Annotated[
         list[str] | None, typer.Option(help="A threshold such as 'step_sqnr_db>=20'; may be given several times.")
     ] = None,
+    add: Annotated[
+        list[Path] | None, typer.Option(help="The results.json of an earlier comparison, whose models join the tables.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate with REFERENCE and MODELS, and write numbers, pictures and one HTML page.
@@ -50,12 +54,18 @@ def compare(
 
     from ditquant import sources
     from ditquant.cli.facts import describe
-    from ditquant.evaluation import Sampling, results_table, write_comparison
+    from ditquant.evaluation import ModelFacts, ModelResult, Results, Sampling, results_table, write_comparison
     from ditquant.evaluation import compare as run
+    from ditquant.evaluation.generate import prompt_seeds
     from ditquant.evaluation.verdict import Threshold, verdict
 
-    thresholds = [Threshold.parse(text) for text in require or ()]
+    earlier = [Results.load(path) for path in add or ()]
+    sampling = Sampling(steps=steps, guidance=guidance, batch_size=batch_size)
     names = [reference, *models]
+    planned = [ModelResult(name, ModelFacts(), 0.0) for name in names]
+    # what does not fit is refused before anything is painted
+    Results(texts, prompt_seeds(seed, len(texts)), asdict(sampling), planned).joined(earlier)
+    thresholds = [Threshold.parse(text) for text in require or ()]
     found = [sources.find(name) for name in names]
     if len({source.name if source.folder is None else os.path.abspath(source.folder) for source in found}) < len(names):
         raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")
@@ -67,10 +77,11 @@ def compare(
         {name: partial(sources.load_pipeline, name, kind, device) for name in models},
         texts,
         seed,
-        sampling=Sampling(steps=steps, guidance=guidance, batch_size=batch_size),
+        sampling=sampling,
         reference_name=reference,
         describe=describe,
     )
+    results = results.joined(earlier)
     go, lines = verdict(results, thresholds)
     write_comparison(results, output, facts={"verdict": "; ".join(lines)} if thresholds else None, overwrite=overwrite)
     show(results_table(results))

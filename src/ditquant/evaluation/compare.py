@@ -1,6 +1,7 @@
 """Compare models with a reference: same prompts, same seeds, one model in memory at a time."""
 
 import gc
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -10,12 +11,13 @@ import torch
 
 from ditquant.errors import DitQuantError
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
-from ditquant.evaluation.inventory import Kept, kept
+from ditquant.evaluation.inventory import Kept, kept, seen_in_calibration
 from ditquant.evaluation.layers import LayerProbe, LayerResult
 from ditquant.evaluation.measure import measured
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
 from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 
+log = logging.getLogger(__name__)
 STEP_PROMPTS = 8
 Loader = Callable[[], Any]
 Describe = Callable[[str, Any], ModelFacts]
@@ -57,24 +59,26 @@ def compare(
     seeds = prompt_seeds(seeds, len(prompts))
     probe = _Probe(prompts[:step_prompts], seeds[:step_prompts], sampling)
     truth: Generated | None = None
-    models = []
+    models, notes = [], []
     for name, source in {reference_name: reference, **pipelines}.items():
         facts, made, seen = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
         values = {"step_sqnr_db": seen.by_prompt} if seen.by_prompt else {}
         values |= measured(truth, made, prompts)
         models.append(ModelResult(name, facts, made.seconds, values, seen.by_step, seen.layers, seen.kept, made.images))
+        notes += seen.notes
         truth = truth or made
-    return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models)
+    return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models, notes)
 
 
 @dataclass
 class _Seen:
-    """What is asked of a model while it is loaded: step SQNR by prompt and by step, its layers, and what it kept."""
+    """What is asked of a loaded model: step SQNR by prompt and step, its layers, what it kept, and warnings."""
 
     by_prompt: list[float] = field(default_factory=list)
     by_step: list[float] = field(default_factory=list)
     layers: list[LayerResult] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class _Probe:
@@ -115,6 +119,7 @@ def _run(
         made = generate(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
         facts = ModelFacts() if describe is None else describe(name, pipeline)
         seen = probe(pipeline)
+        seen.notes += _overlap(name, pipeline, prompts)
     except DitQuantError as error:
         raise DitQuantError(f"{name}: {error}") from error
     del pipeline
@@ -123,3 +128,16 @@ def _run(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return facts, made, seen
+
+
+def _overlap(name: str, pipeline: Any, prompts: Sequence[str | int]) -> list[str]:
+    """Warn of prompts that a model was calibrated with."""
+    common = seen_in_calibration(pipeline, prompts) if hasattr(pipeline, "components") else []
+    if not common:
+        return []
+    line = (
+        f"{name} was calibrated with {len(common)} of these {len(prompts)} prompts, such as {common[0]!r}: "
+        "its figures flatter it. Test with other prompts."
+    )
+    log.warning("%s", line)
+    return [line]

@@ -46,6 +46,7 @@ def header(results: Results) -> dict[str, str]:
         "compared": ", ".join(model.name for model in others) or "nothing",
         "prompts": f"{len(results.prompts)}, seeds {_range(results.seeds)}",
         "sampling": ", ".join(sampling),
+        **({"notes": " · ".join(results.notes)} if results.notes else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
     }
 

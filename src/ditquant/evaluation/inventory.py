@@ -1,5 +1,6 @@
 """What stayed in floating point in a quantized model, and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.models import find_linears
 from ditquant.nn import QuantLinear
+from ditquant.specs import prompt_hash
 
 BY_RECIPE = "the recipe leaves it in floating point"
 NAMES = 3  # examples of a group
@@ -21,6 +23,19 @@ class Kept:
     modules: int
     parameters: int
     names: tuple[str, ...]
+
+
+def calibration_of(pipeline: Any) -> set[str]:
+    """Return the hashes of the prompts that a pipeline's transformers were fitted to."""
+    configs = [getattr(part, "config", {}).get("quantization_config") for part in transformers_of(pipeline).values()]
+    plans = [getattr(config, "plan", None) for config in configs]
+    return {text for plan in plans if plan is not None for text in plan.calibration}
+
+
+def seen_in_calibration(pipeline: Any, prompts: Sequence[str | int]) -> list[str]:
+    """Return the prompts that a pipeline was calibrated with: figures on them flatter it."""
+    seen = calibration_of(pipeline)
+    return [prompt for prompt in prompts if isinstance(prompt, str) and prompt_hash(prompt) in seen]
 
 
 def kept(pipeline: Any) -> list[Kept]:

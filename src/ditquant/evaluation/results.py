@@ -70,12 +70,16 @@ class ModelResult:
 
 @dataclass
 class Results:
-    """A comparison; the first model is the reference, `sampling` the settings that all of them ran with."""
+    """A comparison; the first model is the reference, `sampling` the settings that all of them ran with.
+
+    `notes` are warnings, and metrics that were left out with the reason.
+    """
 
     prompts: list[str]
     seeds: list[int]
     sampling: dict[str, Any]
     models: list[ModelResult]
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     schema_version: int = SCHEMA_VERSION
 
@@ -101,6 +105,7 @@ class Results:
                 "sampling": self.sampling,
                 "prompts": self.prompts,
                 "seeds": self.seeds,
+                "notes": self.notes,
                 "models": models,
             }
         )
@@ -110,6 +115,23 @@ class Results:
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         with atomic_file(path, overwrite) as part:
             part.write_text(text + "\n", encoding="utf-8")
+
+    def joined(self, others: Sequence["Results"]) -> "Results":
+        """Return these results with the models of others that ran the same prompts, seeds and settings.
+
+        Raises:
+            DitQuantError: prompts, seeds, settings or references that differ, or a model that is in both.
+        """
+        models, notes = list(self.models), list(self.notes)
+        for other in others:
+            _check_equal(self, other)
+            taken = {model.name for model in models}
+            for model in other.models[1:]:
+                if model.name in taken:
+                    raise DitQuantError(f"{model.name!r} is in both reports. Leave one of them out.")
+            models += other.models[1:]
+            notes += [note for note in other.notes if note not in notes]
+        return Results(self.prompts, self.seeds, self.sampling, models, notes, self.versions)
 
     @staticmethod
     def load(path: str | Path) -> "Results":
@@ -148,7 +170,28 @@ def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
         )
         for model in data["models"]
     ]
-    return Results(data["prompts"], data["seeds"], data["sampling"], models, data["versions"], version)
+    return Results(
+        data["prompts"], data["seeds"], data["sampling"], models, data.get("notes", []), data["versions"], version
+    )
+
+
+def _check_equal(one: Results, other: Results) -> None:
+    """Refuse reports whose figures cannot stand in one table."""
+    if one.prompts != other.prompts:
+        differ = [i for i, (a, b) in enumerate(zip(one.prompts, other.prompts, strict=False)) if a != b]
+        where = f"the first difference is prompt {differ[0]}" if differ else "one has more"
+        raise DitQuantError(
+            f"the reports have unequal sets of prompts ({len(one.prompts)} and {len(other.prompts)}; {where}). "
+            "Paint the same prompts in both."
+        )
+    if one.seeds != other.seeds:
+        raise DitQuantError("the reports have unequal seeds. Paint the same prompts with the same --seed in both.")
+    settings = [{k: v for k, v in r.sampling.items() if k != "batch_size"} for r in (one, other)]
+    if settings[0] != settings[1]:
+        raise DitQuantError(f"the reports have unequal settings: {settings[0]} and {settings[1]}.")
+    if one.models[0].name != other.models[0].name:
+        names = f"{one.models[0].name!r} and {other.models[0].name!r}"
+        raise DitQuantError(f"the reports compare with different references: {names}.")
 
 
 def _layer(data: dict[str, Any]) -> LayerResult:
