@@ -90,6 +90,7 @@ def main() -> None:
     weights = model.digest()
     done = finished(options.output, weights)
     wanted = rows(tuple(options.methods), tuple(options.bits), options.seeds) + caption_rows(options.seeds)
+    every = {key(weights, row) for row in wanted}
     if options.only:
         wanted = [row for row in wanted if row.table == options.only]
     jobs = [(name, row) for row in wanted if (name := key(weights, row)) not in done]
@@ -104,7 +105,7 @@ def main() -> None:
         mean = sum(values) / len(values)
         line = f"{found['table']}: {found['name']} {found['bits_asked']} seed {found['seed']}"
         print(f"{line}: {mean:.2f} ({found['seconds']:.0f} s)", flush=True)
-    write_page(list(done.values()), options.page)
+    write_page(list(done.values()), options.page, len(every - set(done)))
     print(f"written: {options.output}, {options.page}")
 
 

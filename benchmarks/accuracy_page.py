@@ -20,8 +20,8 @@ INTRO = """# Results
 bars are missed.
 
 Bits a weight are all-in: codes, scales, transforms, low-rank factors and biases. The model is 256 channels wide, so
-that whatever belongs to a channel weighs four to ten times what it does in a large model: a branch of rank 32 costs 3.2
-bits a weight here and 0.7 at a width of 1152 to 4608, and DuQuant's two stored matrices cost 10 bits here.
+that whatever belongs to a channel weighs four to five times what it does in PixArt-XL: a branch of rank 32 costs 3.2
+bits a weight here and 0.7 there, and DuQuant's two stored matrices cost 10 bits here and 0.4 there.
 """
 
 
@@ -57,6 +57,11 @@ def cell(values: list[float]) -> str:
 def table(head: list[str], lines: list[list[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def section(title: str, head: list[str], lines: list[list[str]]) -> str:
+    """Show a table under its title; nothing of it where nothing was measured."""
+    return f"\n### {title}\n\n" + table(head, lines) if lines else ""
 
 
 def methods_table(found: Found) -> str:
@@ -129,15 +134,15 @@ def ablations(found: Found) -> str:
             for v in variants
             if (values := found.values(name, v, bits))
         ]
-        text += f"\n### {name}, {bits.upper()}\n\n" + table(["", "step SQNR, dB", "bits a weight"], lines)
-    lines = [[str(n), cell(found.values(CALIBRATION, str(n), "w4a8"))] for n in CALIBRATION_PROMPTS]
-    return text + f"\n### {CALIBRATION}, W4A8\n\n" + table(["prompts", "step SQNR, dB"], lines)
+        text += section(f"{name}, {bits.upper()}", ["", "step SQNR, dB", "bits a weight"], lines)
+    lines = [[str(n), cell(v)] for n in CALIBRATION_PROMPTS if (v := found.values(CALIBRATION, str(n), "w4a8"))]
+    return text + section(f"{CALIBRATION}, W4A8", ["prompts", "step SQNR, dB"], lines)
 
 
 def salient(found: Found) -> str:
     names = [*SALIENT_RECIPES, *METHODS]
     lines = [[n, cell(values)] for n in names if (values := found.values(SALIENT, n, "w4a4"))]
-    text = "\n" + table(["W4A4, salient channels injected", "step SQNR, dB"], lines)
+    text = section(f"{SALIENT}, W4A4", ["", "step SQNR, dB"], lines)
     chosen = found.rows(SALIENT, "adaptive, by J", "w4a4")
     plain = found.rows("Rotation (smoothing, Twin-Log)", "adaptive, by J", "w4a4")
     if chosen and plain:
@@ -149,13 +154,16 @@ def salient(found: Found) -> str:
     return text
 
 
-def write_page(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the page, and the figure beside it."""
+def write_page(rows: list[dict[str, Any]], path: Path, missing: int = 0) -> None:
+    """Write the page, and the figure beside it; `missing` rows are still to be measured."""
     found = Found(rows)
     draw(found, path.parent / IMAGE)
     parts = [INTRO, f"![step SQNR by method and bits]({IMAGE})\n", methods_table(found), sizes_table(found)]
-    parts += ["## Bars\n", bars(found), "## Ablations", ablations(found), "### " + SALIENT, salient(found)]
-    path.write_text("\n".join(parts))
+    if missing:
+        said = f"**{missing} of {missing + len(rows)} rows are not measured yet**: the same command goes on."
+        parts.insert(1, f"{said} A bar counts what is there.\n")
+    parts += ["## Bars\n", bars(found), "## Ablations", ablations(found), salient(found)]
+    path.write_text("\n".join(parts).rstrip() + "\n")
 
 
 def draw(found: Found, path: Path) -> None:
