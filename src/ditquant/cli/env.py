@@ -28,8 +28,8 @@ def env() -> None:
         print(f"{name:16} {_version(name)}")
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
     print(f"{'cpu':16} {torch.backends.cpu.get_cpu_capability()}, {threads}")
-    for name, reason in (("cpu kernels", cpu.why_not()), ("cpu attention", cpu.why_not_attention())):
-        print(f"{name:16} {'used' if reason is None else f'not used: {reason}'}")
+    for name, reason in (("kernels", cpu.why_not()), ("attention", cpu.why_not_attention())):
+        print(f"{name:16} {'compiled for this cpu' if reason is None else f'torch: {reason}'}")
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
         print(f"{f'cuda:{i}':16} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
