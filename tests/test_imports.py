@@ -23,6 +23,7 @@ ORDER = [
     {"auto"},
     {"sources"},
     {"evaluation"},
+    {"search"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,22 +2,20 @@
 
 import logging
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
-from torch import Tensor
 from tqdm import tqdm
 
 from ditquant.calibration.collect import check_finite, collect, watched
 from ditquant.calibration.curvature import curvatures
+from ditquant.calibration.decoded import decoded_once
 from ditquant.calibration.part import Part
 from ditquant.calibration.record import Recording, can_walk, empty_recording, record
 from ditquant.calibration.store import TensorStore
 from ditquant.calibration.walk import Step, Walk, problem_of
 from ditquant.calibration.work import WorkFolder
-from ditquant.formats import PackedWeight
 from ditquant.models import family_of
 from ditquant.nn import QuantLinear
 from ditquant.progress import bar as progress_bar
@@ -84,7 +82,7 @@ def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = 
             made |= _quantize_block(part, walk, step, stage.data, stage.new, bar)
             if i < last:
                 inside = {name: made[name] for name in stage.inside}
-                with part.swapped(inside), _decoded_once(inside.values()):
+                with part.swapped(inside), decoded_once(inside.values()):
                     walk.run(step, carry=True)
             if work is not None:
                 before = stages[i - 1].unit if i else None
@@ -154,35 +152,3 @@ def _statistics_bytes(part: Part, name: str) -> int:
     width, outputs = part.layers[name].in_features, part.layers[name].out_features
     curvature = 4 * outputs**2 if name in part.curved else 0
     return 4 * width * (SAMPLE_SIZE + (width if name in part.grams else 0)) + curvature
-
-
-class _DecodedOnce(PackedWeight):
-    """Keeps what it decodes: a block is run on many calls in a row."""
-
-    @cached_property
-    def _values(self) -> Tensor:
-        return super().dequantize()
-
-    @cached_property
-    def _int8(self) -> tuple[Tensor, Tensor] | None:
-        return super().to_int8()
-
-    def dequantize(self) -> Tensor:
-        return self._values
-
-    def to_int8(self) -> tuple[Tensor, Tensor] | None:
-        return self._int8
-
-
-@contextmanager
-def _decoded_once(layers: Collection[QuantLinear]) -> Iterator[None]:
-    """Let quantized layers decode their weights once."""
-    for layer in layers:
-        packed = layer.packed()
-        once = _DecodedOnce(packed.codes, packed.params, packed.shape, packed.spec)
-        layer.packed = lambda once=once: once  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.packed

@@ -13,7 +13,7 @@ import typer
 from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
 
-COMMANDS = ("inspect", "quantize", "generate", "compare", "recipes", "env", "demo")
+COMMANDS = ("inspect", "search", "quantize", "generate", "compare", "recipes", "env", "demo")
 _QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",

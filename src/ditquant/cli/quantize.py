@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the quantized model.")],
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see `ditquant recipes`) or a YAML file.")] = "lrq-w4a8",
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name (see `ditquant recipes`) or a YAML file; lrq-w4a8 by default.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Folder of `ditquant search`: deploy its plan, in place of a recipe.")
+    ] = None,
     prompts: PromptFile = None,
     bits: Annotated[float | None, typer.Option(help="Bits a weight, all-in, that --recipe auto may spend.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
@@ -58,12 +63,17 @@ def quantize(
     the block where it was; the folder is deleted when the model is saved. --recipe auto chooses the bits of every layer
     by how much the prediction feels its error, within --bits, and shows what other budgets would bring.
     """
+    if plan is not None:
+        given = {"recipe": recipe, "prompts": prompts, "bits": bits, "work-dir": work_dir, "steps": steps}
+        deploy_plan(model, plan, output, given, pick_device(device), dtype, overwrite)
+        return
+
     from ditquant import sources
     from ditquant.calibration.work import check_work, clear_work
     from ditquant.engine import quantize as run
 
     texts = None if prompts is None else read_prompts(prompts)
-    rules = first_recipe(recipe, bits, texts)
+    rules = first_recipe("lrq-w4a8" if recipe is None else recipe, bits, texts)
     device = pick_device(device)
     compute = pick_dtype(dtype, device)
     source = sources.find(model)
@@ -78,13 +88,36 @@ def quantize(
     loaded = sources.load(source, compute, device)
     if bits is not None and texts is not None:
         rules = spend(loaded, bits, texts, seed, settings)
-    plan = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
+    made = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
     save(loaded, source, output, overwrite)
     if work_dir is not None:
         clear_work(work_dir)
     for line in summary(loaded, source, rules.name):
         print(line)
-    print(f"saved to {output} (plan {plan.hash()})")
+    print(f"saved to {output} (plan {made.hash()})")
+
+
+def deploy_plan(
+    model: str, plan: Path, output: Path, given: dict[str, Any], device: str, dtype: str, overwrite: bool
+) -> None:
+    """Quantize MODEL with the plan of a search and save it; `given` are options that the plan answers."""
+    from ditquant import sources
+    from ditquant.search.folder import deploy, load_found
+    from ditquant.search.model import model_digest
+
+    if extra := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise DitQuantError(f"--plan holds recipe and calibration. Leave {', '.join(extra)} out.")
+    found = load_found(plan)
+    source = sources.find(model)
+    check_output(output, overwrite, source.folder, plan)
+    check_recipe(source, found.recipe)
+    sources.check_pipeline(source)
+    loaded = sources.load(source, pick_dtype(dtype, device), device)
+    made = deploy(loaded, found, model_digest(loaded))
+    save(loaded, source, output, overwrite)
+    for line in summary(loaded, source, found.recipe.name):
+        print(line)
+    print(f"saved to {output} (plan {made.hash()})")
 
 
 def check_recipe(source: Source, recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """Plots of what quantization does to weights and activations, as PNG; matplotlib is needed only when one is drawn."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,30 @@ def plot_activation_outliers(before: Float[Tensor, "... K"], after: Float[Tensor
         axis.margins(x=0)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("max |x|")
+    return _png(figure)
+
+
+def plot_front(
+    points: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    labelled: Mapping[str, tuple[float, float]],
+    budget: float | None,
+    title: str,
+) -> bytes:
+    """Draw (cost, error) of all candidates of a search, their Pareto front, and some of them by name."""
+    figure = _figure(title)
+    axis = figure.subplots()
+    axis.scatter(*zip(*points, strict=True), s=10, color=WEIGHT, label="candidates")
+    axis.plot(*zip(*sorted(front), strict=True), color=AFTER, marker="o", markersize=4, label="Pareto front")
+    axis.scatter(*zip(*labelled.values(), strict=True), marker="D", s=30, color=LEVEL, label="one size everywhere")
+    for label, point in labelled.items():
+        axis.annotate(label, point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    if budget is not None:
+        axis.axvline(budget, color="black", linestyle="--", linewidth=0.8, label="budget")
+    axis.set_yscale("log")
+    axis.set_xlabel("cost, bit operations of a sample's call")
+    axis.set_ylabel("relative error of final latents")
+    axis.legend(fontsize=8, framealpha=1, edgecolor="none")
     return _png(figure)
 
 

@@ -1,0 +1,111 @@
+"""Run a search: every candidate is a plan, its error and its cost; the best one within the budget is deployed."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ditquant.search.cost import Cost, CostModel
+from ditquant.search.layers import LayerCache
+from ditquant.search.score import Scorer, mean
+from ditquant.search.space import Genome, Space
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The largest total cost, and the words that it was asked for in."""
+
+    text: str
+    total: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A genome with its cost and the error of every sample; `label` where all layers have one group size."""
+
+    genome: Genome
+    cost: Cost
+    errors: tuple[float, ...]
+    label: str = ""
+
+    @property
+    def error(self) -> float:
+        """The mean error of the samples."""
+        return mean(self.errors)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """All candidates that were scored, in order of error; `best` is the one of least error within the budget."""
+
+    budget: Budget
+    candidates: list[Candidate] = field(default_factory=list)
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate to deploy."""
+        return next(c for c in self.candidates if c.cost.total <= self.budget.total)
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The candidates that no other beats in both error and cost, in order of error."""
+        front: list[Candidate] = []
+        for candidate in self.candidates:
+            if not front or candidate.cost.total < front[-1].cost.total:
+                front.append(candidate)
+        return front
+
+
+def search(
+    study: Any,
+    space: Space,
+    layers: LayerCache,
+    scorer: Scorer,
+    costs: CostModel,
+    budget: Budget,
+    trials: int,
+    seen: Callable[[int], object] = lambda done: None,
+) -> Searched:
+    """Score candidates until the study has `trials` of them, uniform ones first; `seen` is told how many there are.
+
+    The study holds everything: killed and called again the search goes on, and other workers may share it.
+    """
+    from optuna.trial import TrialState
+
+    def finished() -> list[Any]:
+        return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+    def objective(trial: Any) -> tuple[float, float]:
+        genome = {name: trial.suggest_categorical(name, sizes) for name, sizes in space.choices.items()}
+        cost = costs.of(space, genome)
+        trial.set_constraint("budget", cost.total - budget.total)
+        errors = next((t.user_attrs["errors"] for t in finished() if t.params == genome), None)
+        if errors is None:
+            with layers.in_place(genome):
+                errors = scorer.errors()
+        trial.set_user_attr("errors", errors)
+        trial.set_user_attr("worker", f"{socket.gethostname()}-{os.getpid()}")
+        return mean(errors), cost.total
+
+    # the first ones are of full rows, which every budget can pay
+    for genome in reversed(space.uniforms().values()):
+        known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
+        if not any(genome in (t.params, t.system_attrs.get("fixed_params")) for t in known):
+            study.enqueue_trial(genome)
+    seen(len(finished()))
+    while len(finished()) < trials:
+        study.optimize(objective, n_trials=1)
+        seen(len(finished()))
+    return Searched(budget, _candidates(space, costs, finished()))
+
+
+def _candidates(space: Space, costs: CostModel, trials: Sequence[Any]) -> list[Candidate]:
+    """Return the candidates of finished trials, each once, the least error first and the cheaper one of equals."""
+    labels = {tuple(sorted(genome.items())): label for label, genome in space.uniforms().items()}
+    found: dict[tuple, Candidate] = {}
+    for trial in trials:
+        key = tuple(sorted(trial.params.items()))
+        errors = tuple(trial.user_attrs["errors"])
+        found[key] = Candidate(trial.params, costs.of(space, trial.params), errors, labels.get(key, ""))
+    return sorted(found.values(), key=lambda c: (c.error, c.cost.total))

@@ -1,0 +1,177 @@
+"""A search keeps what it has scored, quantizes nothing twice, and what it scored is what is deployed, to the bit."""
+
+import sys
+
+import pytest
+import torch
+
+from ditquant.errors import DitQuantError
+from ditquant.integrations.diffusers import transformers_of
+from ditquant.nn import QuantLinear
+from ditquant.search import Scorer, deploy, load_found, save_found
+from ditquant.search.model import model_digest, search_model
+from tests.search.built import CLASSES, question, tiny_dit_pipeline
+
+LAYERS = sys.modules["ditquant.search.layers"]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Count how often a candidate is scored."""
+    counts = []
+    errors = Scorer.errors
+    monkeypatch.setattr(Scorer, "errors", lambda self: counts.append(1) or errors(self))
+    return counts
+
+
+def run(folder, trials=7, pipeline=None, **changes):
+    return search_model(pipeline or tiny_dit_pipeline(), question(**changes), folder / "journal.log", trials)
+
+
+def layers_of(pipeline) -> dict[str, QuantLinear]:
+    (model,) = transformers_of(pipeline).values()
+    return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+
+
+def test_the_search_leaves_the_model_and_scores_uniform_sizes_first(tmp_path):
+    pipeline = tiny_dit_pipeline()
+    _, searched = run(tmp_path, 4, pipeline)
+    assert sorted(c.label for c in searched.candidates) == ["full row", "g = 128", "g = 32", "g = 64"]
+    assert layers_of(pipeline) == {}
+    fresh = tiny_dit_pipeline().transformer.state_dict()
+    assert all(torch.equal(v, fresh[k]) for k, v in pipeline.transformer.state_dict().items())
+
+
+def test_best_and_front_are_what_a_search_by_hand_finds(tmp_path):
+    _, searched = run(tmp_path, 12)
+    points = [(c.error, c.cost.total) for c in searched.candidates]
+    assert len(points) == len(set(points)) > 4
+    front = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
+    assert {(c.error, c.cost.total) for c in searched.front} == front
+    assert searched.best.error == min(e for e, cost in points if cost <= searched.budget.total)
+    assert searched.budget.total == next(c.cost.total for c in searched.candidates if c.label == "g = 128")
+
+
+def test_an_error_is_that_of_the_latents(tmp_path):
+    """Computed again from a copy whose layers were quantized by the engine, uniform 64."""
+    from dataclasses import replace
+
+    from ditquant.engine import quantize
+    from ditquant.recipe import Recipe
+
+    _, searched = run(tmp_path, 4)
+    rules = [
+        replace(
+            rule,
+            weight=replace(rule.weight, group_size=64),
+            activation=replace(rule.activation, group_size=64),
+        )
+        if rule.activation
+        else rule
+        for rule in Recipe.load("qdit-w4a8").rules
+    ]
+    full, other = tiny_dit_pipeline(), tiny_dit_pipeline()
+    quantize(other, Recipe("by hand", tuple(rules)))
+    latents = [Scorer(p, CLASSES, 0, {"steps": 2}).paint().latents.double().numpy() for p in (full, other)]
+    expected = [((b - a) ** 2).sum() / (a**2).sum() for a, b in zip(*latents, strict=True)]
+    found = next(c for c in searched.candidates if c.label == "g = 64")
+    assert found.errors == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("recipe", ["qdit-w3a8", "qdit-gptq-w3a8", "lrq-w4a8"])
+def test_what_is_deployed_is_what_was_scored(tmp_path, recipe):
+    found, searched = run(tmp_path, 6, recipe=recipe)
+    save_found(tmp_path, found, searched)
+    pipeline = tiny_dit_pipeline()
+    read = load_found(tmp_path)
+    assert read == found
+    plan = deploy(pipeline, read, model_digest(pipeline))
+    assert plan.hash() == found.plan.hash()
+    scorer = Scorer(tiny_dit_pipeline(), CLASSES, 0, {"steps": 2})
+    scorer.see_truth()
+    scorer.pipeline = pipeline
+    assert tuple(scorer.errors()) == searched.best.errors
+    for name, gene in searched.best.genome.items():
+        assert layers_of(pipeline)[name].plan.weight.group_size == gene
+
+
+def test_nothing_is_quantized_or_scored_twice(tmp_path, monkeypatch, scored):
+    made = []
+    quantize = LAYERS.quantize_layer
+    monkeypatch.setattr(
+        LAYERS, "quantize_layer", lambda *a, **k: made.append((a[1].name, a[2].weight.group_size)) or quantize(*a, **k)
+    )
+    _, searched = run(tmp_path, 12, groups=[128])  # only four genomes: most are drawn again
+    assert len(made) == len(set(made))
+    assert len(scored) == len(searched.candidates) <= 4
+
+
+def test_a_search_goes_on(tmp_path, scored):
+    _, first = run(tmp_path, 5)
+    before = len(scored)
+    _, second = run(tmp_path, 9)
+    assert before <= 5 and len(scored) <= 9
+    kept = {(tuple(sorted(c.genome.items())), c.errors) for c in second.candidates}
+    assert {(tuple(sorted(c.genome.items())), c.errors) for c in first.candidates} <= kept
+    run(tmp_path, 9)
+    assert len(scored) <= 9, "a finished search scores nothing"
+
+
+def test_a_search_that_was_stopped_in_a_candidate_goes_on(tmp_path, monkeypatch):
+    errors = Scorer.errors
+    count = iter(range(100))
+
+    def stop(self):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return errors(self)
+
+    monkeypatch.setattr(Scorer, "errors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 6)
+    _, searched = run(tmp_path, 6)
+    assert {"g = 32", "g = 64", "g = 128", "full row"} <= {c.label for c in searched.candidates}
+
+
+def trials_in(folder) -> list[str]:
+    """Return what a journal holds besides the notes that it was opened."""
+    return [line for line in (folder / "journal.log").read_text().splitlines() if '"op_code":0' not in line]
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"recipe": "qdit-w3a8"}, "recipe"),
+        ({"seed": 1}, "score"),
+        ({"budget": "g64"}, "budget"),
+        ({"groups": [32]}, "group sizes"),
+        ({"pipeline": 1}, "model"),
+    ],
+)
+def test_a_study_of_something_else_is_refused(tmp_path, other, what):
+    run(tmp_path, 1)
+    before = trials_in(tmp_path)
+    if "pipeline" in other:
+        other = {"pipeline": tiny_dit_pipeline(seed=1)}
+    with pytest.raises(DitQuantError, match=rf"is of another search \(other {what}\)"):
+        run(tmp_path, 2, **other)
+    assert trials_in(tmp_path) == before
+
+
+def test_plans_that_are_refused(tmp_path):
+    with pytest.raises(DitQuantError, match=r"holds no plan\.json. Give the folder of ditquant search"):
+        load_found(tmp_path)
+    found, searched = run(tmp_path, 1)
+    with pytest.raises(DitQuantError, match="Its search has not ended: give the same search command again"):
+        load_found(tmp_path)
+    save_found(tmp_path, found, searched)
+    other = tiny_dit_pipeline(seed=1)
+    with pytest.raises(DitQuantError, match="found for other weights"):
+        deploy(other, load_found(tmp_path), model_digest(other))
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text[:-20])
+    with pytest.raises(DitQuantError, match=r"plan\.json is no plan"):
+        load_found(tmp_path)
+    (tmp_path / "plan.json").write_text(text.replace('"version": 1', '"version": 9', 1))
+    with pytest.raises(DitQuantError, match="has version 9"):
+        load_found(tmp_path)
