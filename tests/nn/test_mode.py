@@ -135,6 +135,20 @@ def test_scales_alone_may_change():
         torch.testing.assert_close(layer(x), 2 * before)
 
 
+@pytest.mark.usefixtures("kernels")
+def test_weights_in_one_storage_are_kept_apart():
+    layers, x = [some_layer(seed, rotation=False) for seed in (0, 1)], some_input()
+    with torch.no_grad():
+        truth = [layer(x) for layer in layers]
+        shared = torch.stack([layer.codes for layer in layers])
+        for layer, codes in zip(layers, shared, strict=True):
+            layer.codes = nn.Parameter(codes, requires_grad=False)
+            layer.keeps_decoded = True
+        for _ in range(2):
+            for layer, y in zip(layers, truth, strict=True):
+                assert torch.equal(layer(x), y)
+
+
 def test_what_is_kept_is_not_saved_and_not_copied():
     layer, x = some_layer(), some_input()
     keys = list(layer.state_dict())
@@ -177,3 +191,5 @@ def test_other_modes_and_models_are_refused():
         set_mode(some_layer(), "fast")
     with pytest.raises(DitQuantError, match="Linear has no quantized layers"):
         ditquant.set_mode(nn.Linear(3, 3), "speed")
+    with pytest.raises(DitQuantError, match=r"not a dict. Pass pipe\.transformer"):
+        ditquant.set_mode({}, "speed")

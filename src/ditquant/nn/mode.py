@@ -22,10 +22,12 @@ def set_mode(model: nn.Module, mode: str) -> None:
     that has it. `ditquant.attention.use_compiled_attention(model, False)` gives torch's attention back.
 
     Raises:
-        DitQuantError: another mode, or a model without quantized layers.
+        DitQuantError: another mode, a pipeline, or a model without quantized layers.
     """
     if mode not in MODES:
         raise DitQuantError(f"mode {mode!r} is not allowed. Choose one of {', '.join(MODES)}.")
+    if not isinstance(model, nn.Module):
+        raise DitQuantError(f"set_mode takes a model, not a {type(model).__name__}. Pass pipe.transformer.")
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     if not layers:
         raise DitQuantError(f"{type(model).__name__} has no quantized layers. Quantize it, or load a quantized model.")
