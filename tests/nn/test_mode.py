@@ -144,9 +144,11 @@ def test_weights_in_one_storage_are_kept_apart():
         for layer, codes in zip(layers, shared, strict=True):
             layer.codes = nn.Parameter(codes, requires_grad=False)
             layer.keeps_decoded = True
+        before = kept_bytes()
         for _ in range(2):
             for layer, y in zip(layers, truth, strict=True):
                 assert torch.equal(layer(x), y)
+        assert kept_bytes() - before >= 2 * ROWS * WIDTH
 
 
 def test_what_is_kept_is_not_saved_and_not_copied():
