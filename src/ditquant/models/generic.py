@@ -7,7 +7,6 @@ from torch import nn
 
 from ditquant.models.base import FAMILIES, BlockList, ModelFamily
 
-
 _BLOCK_LINEARS = 4  # two for attention and two for a feed-forward: a lone embedder has fewer
 
 
