@@ -66,7 +66,7 @@ def test_thresholds_decide_the_exit_code(model, quantized, prompts, tmp_path):
 
 def test_prompts_of_the_calibration_are_warned_about(model, quantized, prompts, tmp_path, caplog):
     _, results = compare(tmp_path, model, quantized, prompts=prompts)
-    assert len(results["notes"]) == 1 and "calibrated with 2 of these 2 prompts" in results["notes"][0]
+    assert "calibrated with 2 of these 2 prompts" in results["notes"][0]
     assert (
         "flatter" in caplog.text and "calibrated with 2 of these" in (tmp_path / "report" / "report.html").read_text()
     )
@@ -74,7 +74,7 @@ def test_prompts_of_the_calibration_are_warned_about(model, quantized, prompts, 
     other.write_text("a house\nA  HOUSE by the sea")
     caplog.clear()
     _, results = compare(tmp_path, model, quantized, prompts=other, name="second")
-    assert results["notes"] == [] and "flatter" not in caplog.text
+    assert "flatter" not in caplog.text and not any("calibrated" in note for note in results["notes"])
 
 
 def test_models_of_an_earlier_report_join(model, quantized, prompts, tmp_path):
@@ -86,3 +86,14 @@ def test_models_of_an_earlier_report_join(model, quantized, prompts, tmp_path):
     words = ["compare", model, quantized, "--prompts", prompts, "-o", tmp_path / "no", "--steps", 3]
     run = ditquant(*words, "--add", tmp_path / "first" / "results.json")
     assert run.code == 2 and "unequal settings" in run.err and not (tmp_path / "no").exists()
+
+
+def test_metrics_without_a_network_are_left_out_with_a_line(model, quantized, prompts, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out, results = compare(tmp_path, model, quantized, prompts=prompts)
+    for metric, option in (("LPIPS", "--lpips"), ("FID, KID", "--inception"), ("CLIPScore", "--clip")):
+        (line,) = (note for note in results["notes"] if note.startswith(f"{metric} left out: "))
+        assert option in line and line in out
+    words = ["compare", model, quantized, "--prompts", prompts, "-o", tmp_path / "no", "--lpips", tmp_path / "none"]
+    run = ditquant(*words)
+    assert run.code == 2 and "there is no file" in run.err and not (tmp_path / "no").exists()

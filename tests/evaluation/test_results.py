@@ -7,6 +7,7 @@ import pytest
 
 from ditquant.errors import DitQuantError
 from ditquant.evaluation import ModelFacts, ModelResult, Results, results_table
+from ditquant.evaluation.verdict import Threshold, verdict
 
 INF = float("inf")
 
@@ -86,6 +87,16 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
     assert table.cells()[0][1:3] == ["–", "–"]
     plain = Results(["x"], [0], {}, [ModelResult("full", ModelFacts(), 1.0)])
     assert [c.key for c in results_table(plain).columns] == ["name", "seconds"]
+
+
+def test_scores_of_sets_are_kept_and_shown(tmp_path):
+    results = example()
+    results.models[1].scores = {"fid": 12.346, "kid_real": INF}
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+    table = results_table(results)
+    assert dict(zip([c.key for c in table.columns], table.cells()[1], strict=True))["fid"] == "12.35"
+    assert verdict(results, [Threshold("fid", "<=", 12.0)]) == (False, ["w3: no-go, fid 12.35 is not <= 12"])
 
 
 def test_reports_of_equal_prompts_are_joined():

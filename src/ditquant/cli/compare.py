@@ -42,6 +42,10 @@ def compare(
     add: Annotated[
         list[Path] | None, typer.Option(help="The results.json of an earlier comparison, whose models join the tables.")
     ] = None,
+    lpips: Annotated[Path | None, typer.Option(help="LPIPS weights, safetensors.")] = None,
+    clip: Annotated[Path | None, typer.Option(help="Folder of a CLIP model, for CLIPScore.")] = None,
+    inception: Annotated[Path | None, typer.Option(help="Inception weights for FID and KID, safetensors.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Folder of real pictures that FID and KID are taken to.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate with REFERENCE and MODELS, and write numbers, pictures and one HTML page.
@@ -57,6 +61,7 @@ def compare(
     from ditquant.evaluation import ModelFacts, ModelResult, Results, Sampling, results_table, write_comparison
     from ditquant.evaluation import compare as run
     from ditquant.evaluation.generate import prompt_seeds
+    from ditquant.evaluation.networks import Networks
     from ditquant.evaluation.verdict import Threshold, verdict
 
     earlier = [Results.load(path) for path in add or ()]
@@ -72,6 +77,7 @@ def compare(
     for source in found:
         sources.check_pipeline(source)
     check_output(output, overwrite, prompts, *(source.folder for source in found))
+    networks = Networks.find(lpips, clip, inception, real)
     results = run(
         partial(sources.load_pipeline, reference, kind, device),
         {name: partial(sources.load_pipeline, name, kind, device) for name in models},
@@ -80,11 +86,14 @@ def compare(
         sampling=sampling,
         reference_name=reference,
         describe=describe,
+        networks=networks,
     )
     results = results.joined(earlier)
     go, lines = verdict(results, thresholds)
     write_comparison(results, output, facts={"verdict": "; ".join(lines)} if thresholds else None, overwrite=overwrite)
     show(results_table(results))
+    for note in results.notes:
+        print(note)
     print(f"report in {output / 'report.html'}")
     if thresholds:
         print("\n".join(lines))

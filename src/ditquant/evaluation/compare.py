@@ -13,7 +13,8 @@ from ditquant.errors import DitQuantError
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
 from ditquant.evaluation.inventory import Kept, kept, seen_in_calibration
 from ditquant.evaluation.layers import LayerProbe, LayerResult
-from ditquant.evaluation.measure import measured
+from ditquant.evaluation.measure import Measures
+from ditquant.evaluation.networks import Networks
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
 from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 
@@ -45,6 +46,7 @@ def compare(
     reference_name: str = "reference",
     describe: Describe | None = None,
     step_prompts: int = STEP_PROMPTS,
+    networks: Networks | None = None,
     progress: bool = True,
 ) -> Results:
     """Generate with the reference, then with every model, and measure each picture against the reference's.
@@ -52,21 +54,23 @@ def compare(
     A model is a pipeline or a loader without arguments; what a loader made is dropped before the next one is called.
     `describe(name, pipeline)` is asked for a model's facts while it is loaded. The first `step_prompts` prompts give
     the trajectory on which step SQNR and the layers' errors are measured; 0 leaves both out.
+    `networks` add LPIPS, CLIPScore, FID and KID; what cannot be measured is left out with a note in the results.
     """
     if reference_name in pipelines:
         raise DitQuantError(f"two models have the name {reference_name!r}. Give every model a name of its own.")
     sampling = sampling or Sampling()
     seeds = prompt_seeds(seeds, len(prompts))
     probe = _Probe(prompts[:step_prompts], seeds[:step_prompts], sampling)
-    truth: Generated | None = None
+    measures = Measures(prompts, networks)
     models, notes = [], []
     for name, source in {reference_name: reference, **pipelines}.items():
         facts, made, seen = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
         values = {"step_sqnr_db": seen.by_prompt} if seen.by_prompt else {}
-        values |= measured(truth, made, prompts)
-        models.append(ModelResult(name, facts, made.seconds, values, seen.by_step, seen.layers, seen.kept, made.images))
+        measured, scores = measures(made)
+        detail = {"steps": seen.by_step, "layers": seen.layers, "kept": seen.kept, "images": made.images}
+        models.append(ModelResult(name, facts, made.seconds, values | measured, scores=scores, **detail))
         notes += seen.notes
-        truth = truth or made
+    notes += measures.notes
     return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models, notes)
 
 

@@ -19,7 +19,7 @@ from ditquant.evaluation.inventory import Kept
 from ditquant.evaluation.layers import LayerResult
 
 SCHEMA_VERSION = 2
-_MEANS = ("caption_accuracy", "step_sqnr_db")  # shares, and decibels that no single sample rules
+_MEANS = ("caption_accuracy", "clip_score", "step_sqnr_db")  # shares, scores, and decibels that no single sample rules
 
 
 def statistic_of(metric: str) -> str:
@@ -41,8 +41,8 @@ class ModelFacts:
 class ModelResult:
     """One model: `values[metric]` holds one number a prompt, `steps` the SQNR of its prediction at every step.
 
-    `layers` are the quantized ones with their error, `kept` what stayed in floating point and why. Its pictures are
-    kept beside the JSON, not in it.
+    `scores` hold one number for the whole set of pictures, such as FID. `layers` are the quantized ones with their
+    error, `kept` what stayed in floating point and why. Its pictures are kept beside the JSON, not in it.
     """
 
     name: str
@@ -52,6 +52,7 @@ class ModelResult:
     steps: list[float] = field(default_factory=list)
     layers: list[LayerResult] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
     images: list[np.ndarray] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -91,6 +92,7 @@ class Results:
                 **asdict(model.facts),
                 "seconds": model.seconds,
                 "values": model.values,
+                "scores": model.scores,
                 "steps": model.steps,
                 "layers": [asdict(layer) for layer in model.layers],
                 "kept": [asdict(group) for group in model.kept],
@@ -167,6 +169,7 @@ def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
             _numbers(model.get("steps", [])),
             [_layer(layer) for layer in model.get("layers", [])],
             [Kept(**group | {"names": tuple(group["names"])}) for group in model.get("kept", [])],
+            {name: float(value) for name, value in model.get("scores", {}).items()},
         )
         for model in data["models"]
     ]

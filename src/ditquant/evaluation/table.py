@@ -68,13 +68,21 @@ def plain(value: Any) -> str:
 def measures() -> list[Column]:
     """Return the figures that every prompt can have."""
     return [
+        Column("lpips", "LPIPS", ".4f", "lower"),
         *(Column(name, metric.label, metric.format, metric.better) for name, metric in METRICS.items()),
+        Column("clip_score", "CLIPScore", ".2f"),
         Column("latent_sqnr_db", "final-latent SQNR dB", ".2f"),
         Column("step_sqnr_db", "step SQNR dB", ".2f"),
         Column("caption_accuracy", "caption accuracy", ".1%"),
     ]
 
 
+SETS = (
+    Column("fid", "FID to the reference", ".2f", "lower"),
+    Column("fid_real", "FID to real pictures", ".2f", "lower"),
+    Column("kid", "KID to the reference", ".5f", "lower"),
+    Column("kid_real", "KID to real pictures", ".5f", "lower"),
+)
 NAMES = (Column("name", "model"), Column("recipe", "recipe"))
 SIZES = (Column("bits_per_weight", "bits a weight, all-in", ".2f"), Column("file_mb", "file size MB", ".2f"))
 SECONDS = Column("seconds", "seconds", ".1f")
@@ -101,7 +109,7 @@ def _quality() -> list[Column]:
     columns = {column.key: column for column in measures()}
     first = ("step_sqnr_db", "latent_sqnr_db")
     median = Column("latent_sqnr_db", "median final-latent SQNR dB", ".2f")
-    return [columns[first[0]], median, *(column for key, column in columns.items() if key not in first)]
+    return [columns[first[0]], median, *(column for key, column in columns.items() if key not in first), *SETS]
 
 
 def _table(results: Results, columns: list[Column], title: str) -> Table:
@@ -126,4 +134,5 @@ def _row(model: ModelResult, results: Results) -> dict[str, Any]:
         "speed": reference.seconds / model.seconds if model.seconds else None,
         **shown,
         **margins,
+        **model.scores,
     }

@@ -2,12 +2,12 @@
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditquant.errors import DitQuantError
-from ditquant.evaluation.metrics import METRICS
 from ditquant.evaluation.results import ModelResult, Results, statistic_of
+from ditquant.evaluation.table import SETS, measures
 from ditquant.registry import unknown
 
 _SIGNS = {">=": operator.ge, "<=": operator.le}
@@ -36,7 +36,7 @@ class Threshold:
             raise DitQuantError(
                 f"{text!r} is no threshold. Write a metric, >= or <=, and a number: 'step_sqnr_db>=20'."
             ) from None
-        if threshold.metric not in (known := ("step_sqnr_db", "latent_sqnr_db", *METRICS, "caption_accuracy")):
+        if threshold.metric not in (known := [column.key for column in (*measures(), *SETS)]):
             raise unknown("metric", threshold.metric, known)
         return threshold
 
@@ -55,13 +55,13 @@ def verdict(results: Results, thresholds: Sequence[Threshold]) -> tuple[bool, li
 
 
 def _missed(model: ModelResult, thresholds: Sequence[Threshold]) -> list[str]:
-    summary: Mapping[str, Mapping[str, float]] = model.summary()
+    values = {name: found[statistic_of(name)] for name, found in model.summary().items()} | model.scores
     missed = []
     for threshold in thresholds:
-        if threshold.metric not in summary:
+        if threshold.metric not in values:
             missed.append(f"{threshold.metric} was not measured")
             continue
-        value = summary[threshold.metric][statistic_of(threshold.metric)]
+        value = values[threshold.metric]
         if not _SIGNS[threshold.sign](value, threshold.bound):  # also where the value is NaN
             missed.append(f"{threshold.metric} {value:.4g} is not {threshold.sign} {threshold.bound:g}")
     return missed
