@@ -132,10 +132,10 @@ def test_without_repeated_blocks_all_but_the_ends():
     }
 
 
-def test_one_block_is_no_repetition():
-    model = Sandwich(blocks=nn.ModuleList([STDiTBlock()]))
+def test_a_small_list_with_one_module_is_no_block_list():
+    model = Sandwich(blocks=nn.ModuleList([Mlp()]))
     assert find_linears(model).blocks == ()
-    assert set(roles(model)) == {f"blocks.0.{name}" for name in STDIT_ROLES}
+    assert set(roles(model)) == {"blocks.0.fc1", "blocks.0.fc2"}
 
 
 def test_a_module_without_linears_has_nothing():
