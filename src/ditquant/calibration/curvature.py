@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ditquant.calibration.record import Recording
 from ditquant.calibration.store import Ref
 
+PROBES = 4  # random signs a call: a graph costs as much as two gradients
+
 
 def curvatures(
     recording: Recording, linears: Mapping[str, nn.Linear], seed: int = 0
@@ -28,13 +30,17 @@ def curvatures(
     with _outputs(model, linears) as outputs, torch.enable_grad():
         for arguments in recording.whole.calls.values():
             prediction = _call(model, arguments, recording)
-            signs = torch.randint(0, 2, prediction.shape, generator=generator) * 2 - 1
             values = [value for _, value in outputs]
-            gradients = torch.autograd.grad(prediction, values, signs.to(prediction), allow_unused=True)
-            for (name, _), gradient in zip(outputs, gradients, strict=True):
-                if gradient is not None:
-                    rows = gradient.flatten(0, -2).float()
-                    found[name] = found.get(name, 0) + rows.T @ rows
+            for probe in range(PROBES):
+                signs = torch.randint(0, 2, prediction.shape, generator=generator) * 2 - 1
+                last = probe == PROBES - 1
+                gradients = torch.autograd.grad(
+                    prediction, values, signs.to(prediction), retain_graph=not last, allow_unused=True
+                )
+                for (name, _), gradient in zip(outputs, gradients, strict=True):
+                    if gradient is not None:
+                        rows = gradient.flatten(0, -2).float()
+                        found[name] = found.get(name, 0) + rows.T @ rows / PROBES
             outputs.clear()
     return {name: total.cpu() for name, total in found.items() if total.any() and total.isfinite().all()}
 
