@@ -200,13 +200,12 @@ def load(recipe: str, side: int) -> dict:
         code = (
             "import sys, time, torch, ditquant; from diffusers import PixArtTransformer2DModel as Model;"
             "sys.path.insert(0, sys.argv[1]); import speed; torch.set_grad_enabled(False);"
-            "torch.set_num_threads(int(sys.argv[4])); start = time.perf_counter();"
+            "torch.set_num_threads(int(sys.argv[4])); clock = getattr(time, sys.argv[5]); start = clock();"
             "model = Model.from_pretrained(sys.argv[2], torch_dtype=torch.bfloat16);"
-            "ditquant.set_mode(model, 'memory'); loaded = time.perf_counter();"
-            "speed.run(model, int(sys.argv[3]));"
-            "print(loaded - start, time.perf_counter() - start)"
+            "ditquant.set_mode(model, 'memory'); loaded = clock(); speed.run(model, int(sys.argv[3]));"
+            "print(loaded - start, clock() - start)"
         )
-        arguments = [str(Path(__file__).parent), folder, str(side), str(torch.get_num_threads())]
+        arguments = [str(Path(__file__).parent), folder, str(side), str(torch.get_num_threads()), CLOCK.__name__]
         times = []
         for _ in range(3):
             out = subprocess.run(
