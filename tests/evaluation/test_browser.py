@@ -28,7 +28,7 @@ def result(name: str, psnr: list[float], video: bool) -> ModelResult:
     kept = [Kept("Linear", "outside the transformer blocks: embedding or final projection", 6, 123456, ("proj_out",))]
     values = {"psnr_db": psnr, "ssim": [0.4, 0.3, 0.2, 0.1], "step_sqnr_db": psnr[:2]}
     facts = ModelFacts("lrq", "0123456789abcdef", 4.1, 1_000_000)
-    return ModelResult(name, facts, 9.0, values, [30.0, 20.0, 10.0], layers, kept, images)
+    return ModelResult(name, facts, 9.0, values, [30.0, 20.0, 10.0], layers, kept, images=images)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,7 @@ def test_prompts_are_sorted_by_damage(browser, report):
 def test_tables_are_sorted_by_number_and_by_name(browser, report):
     with opened(browser, report, 1600) as (page, errors):
         table = page.locator("section", has_text="Error by layer").locator("table")
+        assert page.locator("caption", has_text="w4, plan 0123456789abcdef").count() == 1
 
         def column() -> list[str]:
             return table.locator("tbody td:nth-child(2)").all_inner_texts()

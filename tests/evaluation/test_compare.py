@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ditquant.engine import quantize
 from ditquant.errors import DitQuantError
 from ditquant.evaluation import ModelFacts, Results, Sampling, compare, generate, shapes, write_comparison
 from ditquant.evaluation.comparison_folder import folder_names
 from ditquant.evaluation.metrics import METRICS, sqnr_db
+from tests.evaluation.video import tiny_video_pipeline
 from tests.tiny import PROMPTS, tiny_pixart_pipeline
 
 # diffusers' solver turns tensors into arrays in a way that newer numpy versions announce the end of
@@ -154,3 +156,20 @@ def test_caption_accuracy_of_scenes_only():
     assert results.models[1].summary()["caption_accuracy"]["mean"] == 0.5
     small = compare(tiny_pixart_pipeline(), {}, prompts[:1], sampling=SAMPLING, progress=False)
     assert small.models[0].values == {}, "32 pixels are no picture of a scene"
+
+
+def test_videos_with_a_quantized_model(tmp_path):
+    def quantized():
+        pipeline = tiny_video_pipeline()
+        quantize(pipeline, "rtn-w4a8")
+        return pipeline
+
+    sampling = Sampling(steps=2, height=16, width=16, frames=9)
+    results = compare(tiny_video_pipeline, {"w4": quantized}, PROMPTS[:2], sampling=sampling, progress=False)
+    full, w4 = results.models
+    assert set(full.values) == {"flicker", "warp_error"} < set(w4.values)
+    assert len(w4.steps) == 2 and w4.layers and all(0 < layer.sqnr_db < 80 for layer in w4.layers)
+    write_comparison(results, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "pictures" / "w4" / "0001").iterdir())) == 9
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<img ") == 2 * 2 * 8 and page.count('class="frame"') == 2

@@ -5,9 +5,6 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLCogVideoX,
-    CogVideoXDDIMScheduler,
-    CogVideoXPipeline,
     DDIMScheduler,
     DiTPipeline,
 )
@@ -16,6 +13,7 @@ from ditquant.errors import DitQuantError
 from ditquant.evaluation import generate
 from ditquant.evaluation.latents import join, recorded_latents
 from ditquant.evaluation.metrics import sqnr_db
+from tests.evaluation.video import tiny_video_pipeline
 from tests.tiny import PROMPTS, paint, tiny, tiny_pixart_pipeline
 
 # diffusers' solver turns tensors into arrays in a way that newer numpy versions announce the end of
@@ -150,21 +148,7 @@ def test_class_labels():
 
 
 def test_video():
-    torch.manual_seed(0)
-    text = tiny_pixart_pipeline()
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        temporal_compression_ratio=4,
-        sample_height=16,
-        sample_width=16,
-    ).eval()
-    transformer = tiny("cogvideox", max_text_seq_length=226)
-    pipeline = CogVideoXPipeline(text.tokenizer, text.text_encoder, vae, transformer, CogVideoXDDIMScheduler())
+    pipeline = tiny_video_pipeline()
     made = generate(pipeline, PROMPTS[:2], seeds=0, frames=9, height=16, width=16, batch_size=1, **QUICK)
     assert made.latents.shape == (2, 4, 3, 4, 4)
     assert [video.shape for video in made.images] == [(9, 16, 16, 3)] * 2

@@ -95,5 +95,6 @@ def _quantized(results: Results) -> list[Table]:
             Column("why", "why"),
             Column("which", "which"),
         ]
-        tables.append(Table(columns, rows, model.name))
+        plan = f", plan {model.facts.plan_hash}" if model.facts.plan_hash else ""
+        tables.append(Table(columns, rows, model.name + plan))
     return tables
