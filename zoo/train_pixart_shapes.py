@@ -19,6 +19,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from training import Checkpoint, autocast, learning_rate, progress
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from ditquant.evaluation import shapes
@@ -84,47 +85,10 @@ def make_scheduler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0)
 
 
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 where the device multiplies in it; elsewhere it is many times slower than float32."""
-    fast = device != "cpu" or torch.cpu.get_capabilities()["avx512_bf16"]
-    return torch.autocast(device, torch.bfloat16, enabled=bool(fast))
-
-
 def draw_batch(count: int, rng: np.random.Generator) -> torch.Tensor:
     """Pictures [count, 3, 64, 64] in [-1, 1]."""
     pictures = np.stack([shapes.draw(shapes.random_scene(rng), rng) for _ in range(count)])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-class Checkpoint:
-    """Modules, optimizer and step of a stage, written aside and then renamed."""
-
-    def __init__(self, path: Path, **parts):
-        self.path, self.parts = path, parts
-
-    def load(self) -> int:
-        if not self.path.exists():
-            return 0
-        state = torch.load(self.path, weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["rng"])
-        return state["step"]
-
-    def save(self, step: int) -> None:
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({**state, "step": step, "rng": torch.get_rng_state()}, self.path.with_suffix(".part"))
-        self.path.with_suffix(".part").rename(self.path)
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    return peak * min(step / 200, 1) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def progress(stage: str, step: int, steps: int, start: tuple[int, float], **figures: float) -> None:
-    left = (time.time() - start[1]) / max(step - start[0], 1) * (steps - step)
-    shown = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
-    print(f"{stage} {step}/{steps} {shown} {left / 60:.1f} min left", flush=True)
 
 
 def train_vae(work: Path, steps: int, device: str, seed: int) -> AutoencoderKL:

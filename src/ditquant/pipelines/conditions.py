@@ -33,7 +33,8 @@ def _class_label(pipeline: Any, prompt: str | int) -> int:
     words = getattr(pipeline, "labels", None) or {}
     if prompt in words:
         return words[prompt]
-    count = pipeline.transformer.config.num_embeds_ada_norm
+    # a table of classes may have more rows than there are classes
+    count = 1 + max(words.values(), default=pipeline.transformer.config.num_embeds_ada_norm - 1)
     try:
         label = int(prompt)
     except ValueError:
