@@ -2,7 +2,7 @@
 
 They belong to the storage of the codes and go with it. The tensors' addresses and version counters tell whether the
 weight is still the one that they were made of; tensors made under inference mode count no versions, so nothing is kept
-for those.
+for those. Values written in place through `.data` are not counted by torch either, and go unseen.
 """
 
 import weakref
