@@ -62,6 +62,9 @@ def test_thresholds_decide_the_exit_code(model, quantized, prompts, tmp_path):
     assert run.code == 0 and run.out.rstrip().endswith(": go")
     run = ditquant(*words, "--require", "psnr>=5", "--overwrite")
     assert run.code == 2 and "psnr_db" in run.err
+    for metric, needed in (("fid_real", 1000), ("kid", 50)):
+        run = ditquant(*words, "--require", f"{metric}<=5", "--overwrite")
+        assert run.code == 2 and f"{metric} needs at least {needed} prompts, got 2" in run.err
 
 
 def test_prompts_of_the_calibration_are_warned_about(model, quantized, prompts, tmp_path, caplog):

@@ -89,6 +89,17 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
     assert [c.key for c in results_table(plain).columns] == ["name", "seconds"]
 
 
+def test_an_older_schema_is_read(tmp_path):
+    data = example().to_dict() | {"schema_version": 1}
+    del data["notes"]
+    for model in data["models"]:
+        for key in ("steps", "layers", "kept", "scores"):
+            del model[key]
+    (tmp_path / "results.json").write_text(json.dumps(data))
+    results = Results.load(tmp_path / "results.json")
+    assert results.schema_version == 1 and results.models == example().models and results.notes == []
+
+
 def test_scores_of_sets_are_kept_and_shown(tmp_path):
     results = example()
     results.models[1].scores = {"fid": 12.346, "kid_real": INF}

@@ -62,7 +62,7 @@ def compare(
     from ditquant.evaluation import compare as run
     from ditquant.evaluation.generate import prompt_seeds
     from ditquant.evaluation.networks import Networks
-    from ditquant.evaluation.verdict import Threshold, verdict
+    from ditquant.evaluation.verdict import Threshold, check_samples, verdict
 
     earlier = [Results.load(path) for path in add or ()]
     sampling = Sampling(steps=steps, guidance=guidance, batch_size=batch_size)
@@ -71,6 +71,7 @@ def compare(
     # what does not fit is refused before anything is painted
     Results(texts, prompt_seeds(seed, len(texts)), asdict(sampling), planned).joined(earlier)
     thresholds = [Threshold.parse(text) for text in require or ()]
+    check_samples(thresholds, len(texts))
     found = [sources.find(name) for name in names]
     if len({source.name if source.folder is None else os.path.abspath(source.folder) for source in found}) < len(names):
         raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")

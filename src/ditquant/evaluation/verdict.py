@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditquant.errors import DitQuantError
+from ditquant.evaluation.metrics.distributions import FID_SAMPLES, KID_SAMPLES
 from ditquant.evaluation.results import ModelResult, Results, statistic_of
 from ditquant.evaluation.table import SETS, measures
 from ditquant.registry import unknown
@@ -39,6 +40,14 @@ class Threshold:
         if threshold.metric not in (known := [column.key for column in (*measures(), *SETS)]):
             raise unknown("metric", threshold.metric, known)
         return threshold
+
+
+def check_samples(thresholds: Sequence[Threshold], prompts: int) -> None:
+    """Refuse thresholds that so few prompts cannot decide, before anything is painted."""
+    for metric in (threshold.metric for threshold in thresholds):
+        needed = {"fid": FID_SAMPLES, "kid": KID_SAMPLES}.get(metric.removesuffix("_real"), 1)
+        if prompts < needed:
+            raise DitQuantError(f"{metric} needs at least {needed} prompts, got {prompts}. Give more, or leave it out.")
 
 
 def verdict(results: Results, thresholds: Sequence[Threshold]) -> tuple[bool, list[str]]:
