@@ -20,6 +20,8 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/twin_log.py
 	$(BIN)/python benchmarks/rotation.py
+	$(BIN)/python benchmarks/speed.py --load
+	$(BIN)/python benchmarks/calibration.py
 
 $(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
