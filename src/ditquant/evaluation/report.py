@@ -84,7 +84,7 @@ def _quantized(results: Results) -> list[Table]:
                 "modules": group.modules,
                 "parameters": group.parameters,
                 "why": group.reason,
-                "which": ", ".join(group.names) + (", ..." if group.modules > len(group.names) else ""),
+                "which": ", ".join(group.names) + (", ..." if 0 < len(group.names) < group.modules else ""),
             }
             for group in model.kept
         ]
