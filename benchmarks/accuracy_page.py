@@ -21,7 +21,10 @@ bars are missed.
 
 Bits a weight are all-in: codes, scales, transforms, low-rank factors and biases. The model is 256 channels wide, so
 that whatever belongs to a channel weighs four to five times what it does in PixArt-XL: a branch of rank 32 costs 3.2
-bits a weight here and 0.7 there, and DuQuant's two stored matrices cost 10 bits here and 0.4 there.
+bits a weight here and 0.7 there, and DuQuant's two stored matrices cost 10 bits here and 0.4 there. Twin-Log's five
+numbers a row make 0.2 bits more than one scale, so that lrq-plus has no more bits than SVDQuant, DuQuant and the other
+Twin-Log methods where activations have 8 bits, and 0.2 more than the rest. With 4- and 6-bit activations its low-rank
+branch costs what SVDQuant's does.
 """
 
 
