@@ -13,7 +13,7 @@ from tests.cli.command import contents, ditquant, refuse, refused
 Q = "quantize MODEL -o out"
 G = "generate QUANTIZED -o fox.png --prompt x --steps 2"
 C = "compare MODEL QUANTIZED --prompts two.txt -o out"
-ALLOWED_MODELS = "Allowed: pixart-shapes"
+ALLOWED_MODELS = "Allowed: dit-digits, pixart-shapes"
 
 ARGUMENTS = {
     "inspect nowhere": ("unknown model", "'nowhere'", ALLOWED_MODELS),

@@ -86,7 +86,7 @@ def test_classes_are_numbers_or_words(class_model, tmp_path):
     assert abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("label, message", [("wrd4", "Did you mean 'word4'"), ("1000", "from 0 to 999")])
+@pytest.mark.parametrize("label, message", [("wrd4", "Did you mean 'word4'"), ("1000", "from 0 to 9")])
 @pytest.mark.parametrize("verb", ["quantize", "generate"])
 def test_unknown_classes_are_refused(class_model, tmp_path, verb, label, message):
     (tmp_path / "classes.txt").write_text(f"3\n{label}\n")

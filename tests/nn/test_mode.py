@@ -62,6 +62,7 @@ def test_both_modes_compute_the_same(bits, rotation):
 
 @pytest.mark.usefixtures("kernels")
 def test_only_speed_keeps_a_byte_a_weight_and_memory_drops_it():
+    gc.collect()
     layer, x, before = some_layer(), some_input(), kept_bytes()
     small = 24 * ROWS  # a table of 16 values and a scale a row
     with torch.no_grad():

@@ -197,7 +197,7 @@ def test_two_workers_share_a_study_on_postgres(model, tmp_path, postgres):
     storage.engine.dispose()
     assert trials <= len(done) <= trials + 1
     counts = [sum(t.user_attrs["worker"] == w for t in done) for w in {t.user_attrs["worker"] for t in done}]
-    assert len(counts) == 2 and min(counts) >= 2, "both took part"
+    assert len(counts) == 2 and min(counts) >= 1, "both took part"
     shown = [json.loads((tmp_path / f"plan{i}" / "trials.json").read_text())["candidates"] for i in range(2)]
     assert all(entry in shown[-1] or entry in shown[0] for entry in shown[0] + shown[1])
     by_genome = {}

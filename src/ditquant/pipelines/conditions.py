@@ -33,8 +33,10 @@ def _class_label(pipeline: Any, prompt: str | int) -> int:
     words = getattr(pipeline, "labels", None) or {}
     if prompt in words:
         return words[prompt]
-    # a table of classes may have more rows than there are classes
-    count = 1 + max(words.values(), default=pipeline.transformer.config.num_embeds_ada_norm - 1)
+    named = set(words.values())
+    # a table of classes may have more rows than there are classes, if all of them have names
+    complete = named == set(range(len(named))) and named
+    count = len(named) if complete else pipeline.transformer.config.num_embeds_ada_norm
     try:
         label = int(prompt)
     except ValueError:
