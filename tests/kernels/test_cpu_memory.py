@@ -35,4 +35,3 @@ def test_a_forward_holds_one_decoded_tile():
     x = torch.randn(64, WIDTH)  # 2 MiB, and as much comes out
     linear(x, weight, ActSpec(8), None)
     assert growth(lambda: linear(x, weight, ActSpec(8), None)) < 16 * MIB
-    assert growth(lambda: linear(x, weight, ActSpec(8), None, decoded=True)) > 60 * MIB  # a peak would be seen
