@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,17 @@ def refused(run: Run, *parts: str) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return everything below a folder, hidden files included."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def saved(folder: Path) -> dict[str, object]:
+    """Return `contents` but for the order of safetensors' header entries, which is drawn at random."""
+    return {name: split(data) if name.endswith(".safetensors") else data for name, data in contents(folder).items()}
+
+
+def split(file: bytes) -> tuple[object, bytes]:
+    """Return the header of a safetensors file, and its data."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    return json.loads(file[8:end]), file[end:]
 
 
 def write_recipe(path: Path, **rule: object) -> Path:

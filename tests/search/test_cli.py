@@ -15,7 +15,7 @@ import pytest
 
 from ditquant.search import Scorer
 from ditquant.sources import load_pipeline
-from tests.cli.command import Run, contents, ditquant, refused, succeed
+from tests.cli.command import Run, ditquant, refused, saved, succeed
 from tests.search.built import save_tiny
 
 MODULE = [sys.executable, "-W", "ignore", "-m", "ditquant"]
@@ -37,7 +37,7 @@ def test_search_and_deploy(model, tmp_path):
     said = succeed("quantize", model, "--plan", plan, "-o", out)
     hashed = said.rpartition("(plan ")[2].strip(") \n")
     assert f"(plan {hashed})" in succeed("quantize", model, "--plan", plan, "-o", tmp_path / "again")
-    assert contents(out) == contents(tmp_path / "again")
+    assert saved(out) == saved(tmp_path / "again")
 
     best = json.loads((plan / "plan.json").read_text())["found"]
     scorer = Scorer(load_pipeline(str(model), _float32()), list(range(8)), 0, {"steps": 1})
