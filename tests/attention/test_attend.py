@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ditquant.attention import TokenGrid, attend
 from ditquant.attention.rounding import by_tile, compute_dtype
-from ditquant.attention.stripes import attend_dense, attend_reference, attend_skipping, choose_kernel
+from ditquant.attention.stripes import attend_reference, attend_skipping, choose_kernel
 from tests.attention.maps import GRIDS, codes, full_map, naive_quantized, noise, some_mask, some_qkv
 
 SIX = torch.arange(6)
@@ -15,7 +15,8 @@ KERNELS = {"reference": attend_reference, "skipping": attend_skipping}
 
 @pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch):
-    """Every call of `attend` takes this kernel."""
+    """Every call of `attend` takes this kernel of torch's."""
+    monkeypatch.setattr("ditquant.attention.reordered.use_tiles", lambda *_: False)
     monkeypatch.setattr("ditquant.attention.reordered.choose_kernel", lambda *_: KERNELS[request.param])
 
 
@@ -32,12 +33,9 @@ def test_any_order_with_all_tiles_is_dense_attention(grid, size, kernel):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_without_a_mask_too(grid, monkeypatch):
+def test_without_a_mask_too(grid):
     q, k, v = some_qkv(grid, 6, 16)
-    exact = full_map(q, k, grid, SIX) @ v
-    assert (attend(q, k, v, grid=grid, order=SIX) - exact).abs().max() < 1e-10
-    monkeypatch.setattr("ditquant.attention.reordered.choose_kernel", lambda *_: attend_reference)
-    assert (attend(q, k, v, grid=grid, order=SIX) - exact).abs().max() < 1e-10
+    assert (attend(q, k, v, grid=grid, order=SIX) - full_map(q, k, grid, SIX) @ v).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -162,6 +160,5 @@ def test_nothing_of_a_frame_that_is_zero_is_lost(kernel):
 
 
 def test_the_kernel_that_is_chosen():
-    assert choose_kernel("cpu", False, False) is choose_kernel("cuda", False, False) is attend_dense
-    assert choose_kernel("cpu", True, True) is attend_skipping
-    assert choose_kernel("cuda", True, False) is choose_kernel("cpu", False, True) is attend_reference
+    assert choose_kernel("cpu", True) is attend_skipping
+    assert choose_kernel("cuda", True) is choose_kernel("cpu", False) is attend_reference

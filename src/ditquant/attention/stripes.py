@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from ditquant.attention.grid import TILE
 from ditquant.attention.rounding import Scaled, prepare, round_probabilities
@@ -57,22 +56,8 @@ def attend_skipping(
     return out
 
 
-def attend_dense(
-    q: Float[Tensor, "B H S D"],
-    k: Float[Tensor, "B H S D"],
-    v: Float[Tensor, "B H S D"],
-    keep: None = None,
-    qk_bits: None = None,
-    pv_bits: None = None,
-) -> Float[Tensor, "B H S D"]:
-    """Attention with neither mask nor quantization is torch's own."""
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def choose_kernel(device: str, sparse: bool, quantized: bool) -> Kernel:
-    """Return the fastest kernel there is; gathering tiles head by head pays on a CPU only."""
-    if not sparse and not quantized:
-        return attend_dense
+def choose_kernel(device: str, sparse: bool) -> Kernel:
+    """Return the fastest kernel of torch; gathering tiles head by head pays on a CPU only."""
     return attend_skipping if sparse and device == "cpu" else attend_reference
 
 

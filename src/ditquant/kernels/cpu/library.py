@@ -13,8 +13,8 @@ _NAME = "_native"
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "ditquant_attention": [
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
-        *(_INT64, _INT64, _INT64, _INT64, _INT64, _FLOAT, _INT),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
+        *(_INT64, _INT64, _INT64, _INT64, _INT64, _FLOAT, _INT, _INT, _INT, _INT),
     ],
     "ditquant_decode": [_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER, _INT],
     "ditquant_linear": [

@@ -1,0 +1,214 @@
+// Both products of attention in integers, by vpdpbusd: Q and K with a scale a tile, P unsigned with a scale a tile, V
+// with a scale a channel.
+#pragma once
+
+#include <cmath>
+
+#include "attention.h"
+#include "attention_bfloat16.h"
+
+#if DITQUANT_X86
+
+namespace ditquant {
+
+constexpr float SMALLEST = std::numeric_limits<float>::min();  // scale
+
+inline __m512i dot8(__m512i sum, const void* four, __m512i b) {
+    int32_t bits;
+    __builtin_memcpy(&bits, four, sizeof bits);
+    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(bits), b);
+}
+
+// Symmetric codes of the tokens first .. end less `mean`, `stride` bytes a token; returns their one scale.
+inline float quantize_rows(const Attention& a, const Tokens& x, int64_t first, int64_t end, const float* mean, int bits,
+                           int8_t* to, int64_t stride) {
+    const auto part = [&](int64_t i, int64_t at) {
+        const __mmask16 there = lanes(a.width - at);
+        const __m512 value = load(x(i), at, there, a.dtype);
+        return mean ? _mm512_sub_ps(value, _mm512_load_ps(mean + at)) : value;
+    };
+    __m512 high = _mm512_setzero_ps();
+    for (int64_t i = first; i < end; i++) {
+        for (int64_t at = 0; at < a.width; at += 16) high = _mm512_max_ps(high, _mm512_abs_ps(part(i, at)));
+    }
+    const float scale = std::max(_mm512_reduce_max_ps(high) / levels(bits), SMALLEST);
+    for (int64_t i = first; i < end; i++) {
+        for (int64_t at = 0; at < a.width; at += 16) {
+            const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(part(i, at), _mm512_set1_ps(scale)));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (i - first) * stride + at), _mm512_cvtsepi32_epi8(code));
+        }
+    }
+    return scale;
+}
+
+// Scores of queries with the keys of a tile.
+class Scores8 {
+    Scratch<int8_t> keys_, codes_;
+    Scratch<uint8_t> rows_;
+    Scratch<int32_t> sums_;
+    Scratch<float> mean_, scales_;
+    const int8_t* k_ = nullptr;
+    const uint8_t* q_ = nullptr;
+    int64_t groups_ = 0, padded_ = 0;
+    float q_scale_ = 0, slope_ = 0;
+
+    // Smooth-K: what all keys share is lost in the softmax.
+    const float* mean(const Attention& a, const Tokens& k) {
+        float* mean = mean_.get(padded_);
+        std::fill_n(mean, padded_, 0.0f);
+        for (int64_t at = 0; at < a.width; at += 16) {
+            __m512 part[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (int64_t i = 0; i < a.keys; i++) {
+                part[i % 4] = _mm512_add_ps(part[i % 4], load(k(i), at, lanes(a.width - at), a.dtype));
+            }
+            const __m512 sum = _mm512_add_ps(_mm512_add_ps(part[0], part[1]), _mm512_add_ps(part[2], part[3]));
+            _mm512_store_ps(mean + at, _mm512_div_ps(sum, _mm512_set1_ps(static_cast<float>(a.keys))));
+        }
+        return mean;
+    }
+
+  public:
+    void keys(const Attention& a, const Tokens& k) {
+        groups_ = ceil_div(a.width, 4);
+        padded_ = round_up(a.width, 16);
+        slope_ = a.scale * LOG2_E;
+        const float* center = mean(a, k);
+        int8_t *to = keys_.get(a.key_tiles() * TILE * groups_ * 4), *codes = codes_.get(TILE * padded_);
+        int32_t* sums = sums_.get(a.key_tiles() * TILE);
+        float* scales = scales_.get(a.key_tiles());
+        for (int64_t tile = 0; tile < a.key_tiles(); tile++) {
+            const int64_t first = tile * TILE, end = std::min(first + TILE, a.keys);
+            std::fill_n(codes, TILE * padded_, int8_t{0});
+            scales[tile] = quantize_rows(a, k, first, end, center, a.qk_bits, codes, padded_);
+            for (int64_t i = 0; i < TILE; i++) {  // queries are unsigned, 128 too large
+                int32_t sum = 0;
+                for (int64_t at = 0; at < a.width; at++) sum += codes[i * padded_ + at];
+                sums[first + i] = -128 * sum;
+            }
+            pack_rows(end - first, groups_ * 4, [&](int64_t i) { return codes + i * padded_; }, to + tile * groups_ * 256);
+        }
+        k_ = to;
+    }
+
+    void queries(const Attention& a, const Tokens& q, int64_t first, int64_t end) {
+        const int64_t size = round_up(end - first, ROWS) * padded_;
+        uint8_t* to = rows_.get(size);
+        std::fill_n(to, size, uint8_t{0});
+        q_scale_ = quantize_rows(a, q, first, end, nullptr, a.qk_bits, reinterpret_cast<int8_t*>(to), padded_);
+        for (int64_t i = 0; i < size; i++) to[i] ^= 128;
+        q_ = to;
+    }
+
+    float slope(int64_t tile) { return slope_ * q_scale_ * scales_.get(0)[tile]; }
+
+    void score(int64_t row, int64_t tile, float* to, int64_t stride) {
+        const uint8_t* q = q_ + row * padded_;
+        const int8_t* k = k_ + tile * groups_ * 256;
+        const int32_t* sums = sums_.get(0) + tile * TILE;
+        __m512i sum[ROWS][4];
+        DITQUANT_UNROLL for (int i = 0; i < ROWS; i++) {
+            DITQUANT_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = _mm512_load_si512(sums + 16 * j);
+        }
+        for (int64_t group = 0; group < groups_; group++) {
+            __m512i b[4];
+            DITQUANT_UNROLL for (int j = 0; j < 4; j++) b[j] = _mm512_load_si512(k + group * 256 + 64 * j);
+            DITQUANT_UNROLL for (int i = 0; i < ROWS; i++) {
+                DITQUANT_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = dot8(sum[i][j], q + i * padded_ + group * 4, b[j]);
+            }
+        }
+        DITQUANT_UNROLL for (int i = 0; i < ROWS; i++) {
+            DITQUANT_UNROLL for (int j = 0; j < 4; j++) {
+                _mm512_store_ps(to + i * stride + 16 * j, _mm512_cvtepi32_ps(sum[i][j]));
+            }
+        }
+    }
+};
+
+template <int COUNT, int VECTORS>
+struct Mix8 {
+    // y = keep * y + p v, over the tiles of a list, whose codes p have the scales `scale`
+    static void run(int row, int64_t at, const uint8_t* p, int64_t stride, const int8_t* v, const int32_t* tiles,
+                    const float* scale, int64_t count, int64_t vectors, const float* keep, float* y) {
+        y += (row * vectors + at) * 16;
+        for (int64_t t = 0; t < count; t++) {
+            const uint8_t* rows = p + row * stride + t * TILE;
+            const int8_t* values = v + (tiles[t] * TILE * vectors + 4 * at) * 16;
+            __m512i sum[COUNT][VECTORS];
+            DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
+                DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) sum[i][j] = _mm512_setzero_si512();
+            }
+            for (int64_t key = 0; key < TILE; key += 4) {
+                __m512i b[VECTORS];
+                DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
+                    b[j] = _mm512_load_si512(values + (key * vectors + 4 * j) * 16);
+                }
+                DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
+                    DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
+                        sum[i][j] = dot8(sum[i][j], rows + i * stride + key, b[j]);
+                    }
+                }
+            }
+            const __m512 factor = _mm512_set1_ps(scale[t]);
+            DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
+                DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
+                    float* place = y + (i * vectors + j) * 16;
+                    __m512 before = _mm512_load_ps(place);
+                    if (t == 0) before = _mm512_mul_ps(before, _mm512_set1_ps(keep[row + i]));
+                    _mm512_store_ps(place, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), factor, before));
+                }
+            }
+        }
+    }
+};
+
+// Probabilities times values.
+class Mix8s {
+    Scratch<int8_t> values_;
+    Scratch<float> scales_;
+    const int8_t* v_ = nullptr;
+
+  public:
+    using Probability = uint8_t;
+    static constexpr int64_t STRIP = round_up(TILE, ROWS), GROUP = 2;
+    static constexpr bool SCALED = true;
+
+    // As [group of 4 keys][padded width][4], zero beyond the last.
+    void values(const Attention& a, const Tokens& v) {
+        int8_t* to = values_.get(a.key_tiles() * TILE * a.vectors() * 16);
+        float* scales = scales_.get(a.vectors() * 16);
+        for (int64_t at = 0; at < a.vectors() * 16; at += 16) {
+            const __mmask16 there = lanes(a.width - at);
+            __m512 high = _mm512_setzero_ps();
+            for (int64_t i = 0; i < a.keys; i++) high = _mm512_max_ps(high, _mm512_abs_ps(load(v(i), at, there, a.dtype)));
+            const __m512 scale = _mm512_max_ps(_mm512_div_ps(high, _mm512_set1_ps(static_cast<float>(levels(a.pv_bits)))),
+                                               _mm512_set1_ps(SMALLEST));
+            _mm512_store_ps(scales + at, scale);
+            for (int64_t key = 0; key < a.key_tiles() * TILE; key += 4) {
+                __m512i four = _mm512_setzero_si512();
+                for (int j = 0; j < 4 && key + j < a.keys; j++) {
+                    const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(load(v(key + j), at, there, a.dtype), scale));
+                    four = _mm512_or_si512(four, _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(255)), 8 * j));
+                }
+                _mm512_store_si512(to + (key * a.vectors() + at / 4) * 16, four);
+            }
+        }
+        v_ = to;
+    }
+
+    static void put(uint8_t* to, __m512 low, __m512 up) {
+        const auto codes = [](__m512 x) { return _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(x)); };
+        _mm_store_si128(reinterpret_cast<__m128i*>(to), codes(low));
+        _mm_store_si128(reinterpret_cast<__m128i*>(to + 16), codes(up));
+    }
+
+    void mix(const Attention& a, const uint8_t* p, int64_t stride, const int32_t* tiles, const float* scale,
+             int64_t count, const float* keep, float* y) const {
+        in_pieces<Mix8>(a.vectors(), p, stride, v_, tiles, scale, count, a.vectors(), keep, y);
+    }
+
+    __m512 scale(int64_t at) { return _mm512_load_ps(scales_.get(0) + at); }
+};
+
+}  // namespace ditquant
+
+#endif
