@@ -11,7 +11,7 @@ from torch import Tensor
 from ditquant.attention.bits import pack_mask
 from ditquant.attention.criterion import Criterion, OrderScores, score_orders
 from ditquant.attention.grid import TokenGrid
-from ditquant.attention.masks import Key, select_tiles
+from ditquant.attention.masks import Key, of_side, select_tiles
 from ditquant.attention.plan import AttentionPlan
 from ditquant.attention.tiles import tile_stats
 from ditquant.errors import DitQuantError
@@ -77,7 +77,7 @@ def fit_attention(
 def _fit_orders(records: Iterable[Record], grid: TokenGrid, criterion: Criterion, density: float) -> OrderScores:
     found: dict[int, list[Tensor]] = defaultdict(list)
     for _, block, q, k in _checked(records, grid):
-        scores = score_orders(q, k, grid, criterion, density)
+        scores = score_orders(q, k, grid.of_length(q.shape[-2]), criterion, density)
         found[block].append(torch.stack([scores.sparse, scores.quant, scores.mass]))
     if sorted(found) != list(range(len(found))) or not found:
         raise DitQuantError(f"queries and keys were recorded for the blocks {sorted(found)}. Needed is every block.")
@@ -91,10 +91,11 @@ def _tile_sums(records: Iterable[Record], grid: TokenGrid, orders: UInt8[Tensor,
     sums: dict[Key, Tensor] = {}
     counts: dict[Key, int] = defaultdict(int)
     for bin_, block, q, k in _checked(records, grid):
-        index = grid.indices(orders[block]).to(q.device)
+        index = grid.of_length(q.shape[-2]).indices(orders[block]).to(q.device)
         heads = torch.arange(len(index), device=q.device)[:, None]
         q, k = (x[:, heads, index].flatten(0, 1) for x in (q, k))
         total = tile_stats(q, k, 0.0).total.unflatten(0, (-1, len(index))).sum(0).float().cpu()
+        total = of_side(total, grid.tiles)
         key = (bin_, block)
         sums[key] = sums[key].add_(total) if key in sums else total
         counts[key] += len(q) // len(index)
@@ -105,7 +106,7 @@ def _checked(records: Iterable[Record], grid: TokenGrid) -> Iterator[Record]:
     for bin_, block, q, k in records:
         if q.ndim != 4 or q.shape != k.shape:
             raise DitQuantError(f"q and k of block {block} have the shapes {tuple(q.shape)} and {tuple(k.shape)}.")
-        grid.check(q.shape[-2], f"block {block}")
+        grid.of_length(q.shape[-2], f"block {block}")
         for name, x in (("q", q), ("k", k)):
             if not torch.isfinite(x).all():
                 head = int((~torch.isfinite(x).all(-1).all(-1).all(0)).nonzero()[0])

@@ -3,7 +3,7 @@
 PAROAttention, section 3: an order flattens the visual tokens with its first letter as the slowest axis. Text stays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -59,6 +59,16 @@ class TokenGrid:
                 f"{name} has {tokens} tokens, the grid of {self} has {self.tokens}. "
                 "Give the grid of this resolution, number of frames and text length."
             )
+
+    def of_length(self, tokens: int, name: str = "the sequence") -> "TokenGrid":
+        """Return the grid of a sequence: this one, or with text after the visual tokens one with more or less of it.
+
+        The tiles of visual tokens are then the same. With text before them they would begin elsewhere.
+        """
+        if self.text and not self.text_first and tokens >= self.visual:
+            return replace(self, text=tokens - self.visual)
+        self.check(tokens, name)
+        return self
 
     def permutation(self, order: int) -> Int[Tensor, " S"]:
         """Return p with reordered[i] = tokens[p[i]], for an index into ORDERS."""

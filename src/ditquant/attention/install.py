@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ditquant.attention.masks import of_side
 from ditquant.attention.plan import AttentionPlan
 from ditquant.attention.processors import (
     Core,
@@ -16,6 +17,7 @@ from ditquant.attention.processors import (
     SelfAttention,
     TextThenVideo,
     VideoOnly,
+    VideoThenText,
 )
 from ditquant.attention.reordered import attend
 from ditquant.registry import unknown
@@ -24,6 +26,7 @@ from ditquant.registry import unknown
 LAYERS: dict[str, tuple[str, type[SelfAttention]]] = {
     "CogVideoXTransformer3DModel": (r"transformer_blocks\.\d+\.attn1", TextThenVideo),
     "FluxTransformer2DModel": (r"(single_)?transformer_blocks\.\d+\.attn", JointTextFirst),
+    "HunyuanVideoTransformer3DModel": (r"(single_)?transformer_blocks\.\d+\.attn", VideoThenText),
     "PixArtTransformer2DModel": (r"transformer_blocks\.\d+\.attn1", SelfAttention),
     "SD3Transformer2DModel": (r"transformer_blocks\.\d+\.attn", JointImageFirst),
     "WanTransformer3DModel": (r"blocks\.\d+\.attn1", VideoOnly),
@@ -69,9 +72,12 @@ class PlannedCore:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend by the mask of the current step."""
         plan = self.plan
+        grid = plan.grid.of_length(q.shape[-2], self.name)
         mask = plan.mask(plan.bin_of(self.clock.step, self.clock.steps), self.block)
+        if mask is not None and grid != plan.grid:
+            mask = of_side(mask, grid.tiles)
         bits = {"qk_bits": plan.qk_bits, "pv_bits": plan.pv_bits}
-        return attend(q, k, v, grid=plan.grid, order=plan.order(self.block), mask=mask, name=self.name, **bits)
+        return attend(q, k, v, grid=grid, order=plan.order(self.block), mask=mask, name=self.name, **bits)
 
 
 def apply_plan(model: nn.Module, plan: AttentionPlan, clock: StepClock | None = None) -> Callable[[], None]:

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from ditquant.attention.criterion import with_forced
 from ditquant.attention.grid import TokenGrid
@@ -44,6 +45,12 @@ def select_tiles(
         masks[key] = (word > threshold) | (tied & first)
         left -= min(left, int(tied.sum()))
     return masks
+
+
+def of_side(tiles: Shaped[Tensor, "H S S"], side: int) -> Shaped[Tensor, "H T T"]:
+    """Cut a map of tiles at its end, or fill it up with zeros: another length of the text after the visual tokens."""
+    end = side - tiles.shape[-1]
+    return F.pad(tiles, (0, end, 0, end))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """diffusers' self-attention with the attention itself left to a function: one processor for each kind of block.
 
-Projections, norms, positions and output are those of diffusers' own processors; masks of padding are refused.
+Projections, norms, positions and output are those of diffusers' own processors. A mask of padding is taken where the
+text stands last (HunyuanVideo), and refused elsewhere.
 """
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ditquant.errors import DitQuantError
@@ -117,6 +118,49 @@ class VideoOnly(SelfAttention):
             cos, sin = (x.transpose(1, 2) for x in rotary_emb)  # [1, 1, S, D]
             q, k = (_rotate(x, cos, sin, wide=False) for x in (q, k))
         return _out(attn, self.core(q, k, v))
+
+
+class VideoThenText(SelfAttention):
+    """Video and text, video first, positions on the video alone, in blocks of two streams and of one: HunyuanVideo."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Float[Tensor, "B V C"],
+        encoder_hidden_states: Float[Tensor, "B E C"],
+        attention_mask: Bool[Tensor, "B 1 1 S"] | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "B V C"], Float[Tensor, "B E C"]]:
+        """Take the place of HunyuanVideoAttnProcessor2_0."""
+        video, two = hidden_states.shape[1], attn.add_q_proj is not None
+        joined = hidden_states if two else torch.cat([hidden_states, encoder_hidden_states], 1)
+        q, k, v = _project(attn, joined)
+        if image_rotary_emb is not None:
+            q, k = (torch.cat([_rotate(x[:, :, :video], *image_rotary_emb), x[:, :, video:]], 2) for x in (q, k))
+        if two:
+            text = _project(attn, encoder_hidden_states, added=True)
+            q, k, v = (torch.cat(pair, 2) for pair in zip((q, k, v), text, strict=True))
+        merged = _merge(_over_prefix(self.core, q, k, v, attention_mask))
+        video_out, text_out = merged.split([video, encoder_hidden_states.shape[1]], 1)
+        if getattr(attn, "to_out", None) is not None:
+            video_out = attn.to_out[1](attn.to_out[0](video_out))
+        return video_out, text_out if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text_out)
+
+
+def _over_prefix(core: Core, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "B H S D"]:
+    """Attend without the padding at the end of each sample; what stands there comes out as zero.
+
+    Nothing attends to padding, so that nothing else changes.
+    """
+    if mask is None or bool(mask.all()):
+        return core(q, k, v)
+    there = mask.expand(len(q), 1, 1, q.shape[2])[:, 0, 0].bool()
+    if bool((there[:, 1:] > there[:, :-1]).any()) or not bool(there[:, 0].all()):
+        raise DitQuantError("an attention plan takes masks of padding at the end only. Pad the text on its right.")
+    out = torch.zeros_like(q)
+    for i, count in enumerate(there.sum(1).tolist()):
+        out[i : i + 1, :, :count] = core(*(x[i : i + 1, :, :count] for x in (q, k, v)))
+    return out
 
 
 def _heads(x: Float[Tensor, "B S C"], heads: int) -> Float[Tensor, "B H S D"]:
