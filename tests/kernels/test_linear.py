@@ -138,11 +138,16 @@ def test_a_token_of_zeros_gives_the_bias():
         torch.testing.assert_close(linear(x, some_weight(4), activation, bias)[3], bias)
 
 
-def test_grouped_weights_take_the_reference():
-    x, weight = some_input(5, 63), some_weight(4, group_size=9)
-    assert "groups" in why_not_int8(x, weight, ActSpec(8))
-    exact = exact_product(x, weight, ActSpec(8), None)
-    torch.testing.assert_close(linear(x, weight, ActSpec(8), None).double(), exact, rtol=1e-5, atol=2e-6)
+@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("tokens", [5, 513])
+def test_groups_are_the_product_of_what_they_decode(tokens, decoded, compiled, monkeypatch):
+    monkeypatch.setenv("DITQUANT_CPU_KERNELS", compiled)
+    x, weight, activation = some_input(tokens, 72), some_weight(4, width=72, group_size=12), ActSpec(8, "group", 8)
+    assert "groups" in why_not_int8(x, weight, activation)
+    exact = exact_product(x, weight, activation, some_bias())
+    found = linear(x, weight, activation, some_bias(), None, decoded)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=4e-6)
 
 
 def test_a_cpu_without_a_fast_integer_product_takes_the_reference(monkeypatch):
@@ -170,10 +175,12 @@ def test_every_form_is_logged_once_with_its_reason(caplog, monkeypatch):
             linear(x, grouped, ActSpec(8), None)
         assert [r.getMessage() for r in caplog.records] == [
             "INT8 products by torch._int_mm: DITQUANT_CPU_KERNELS is 0",
-            "the reference product is used: groups need a scale for every group of the product",
+            "the reference product is used: DITQUANT_CPU_KERNELS is 0",
         ]
         linear(x[:0], plain, ActSpec(8), None)
         assert len(caplog.records) == 3
+        linear(x, grouped, ActSpec(8), None, None, True)
+        assert caplog.records[3].getMessage() == "INT8 products in groups by torch._int_mm: DITQUANT_CPU_KERNELS is 0"
 
 
 def test_bad_values_do_not_vanish():

@@ -5,8 +5,7 @@ With codes X and W, zero points Zx and Zw and scales sx and sw of group u, which
 The sums over W are made once. Symmetric weights have Zw = 0, symmetric inputs Zx = 0, and their terms are left out.
 """
 
-import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int8, Int32
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from ditquant.formats import PackedWeight
 from ditquant.kernels.activation import quantize_activation
+from ditquant.kernels.cpu.groups import product_group
 from ditquant.specs import ActSpec
 
 
-@dataclass(frozen=True)
-class GroupedWeight:
+class GroupedWeight(NamedTuple):
     """w = scale * (values - zero_point), one scale and zero point a group and row; zero_point None means 0.
 
     `sums` are those of a group's values.
@@ -30,28 +29,25 @@ class GroupedWeight:
     sums: Int32[Tensor, "G N"]
 
 
-def why_not_grouped(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> str | None:
+def why_not_grouped(x: Tensor, weight: PackedWeight, activation: ActSpec) -> str | None:
     """Say why the grouped integer product cannot be taken; None if it can."""
-    if activation is None:
-        return "the activations are not quantized"
     if weight.spec.format != "affine":
         return f"format {weight.spec.format!r} has no integer steps in groups"
     if x.device.type != "cpu" or x.numel() == 0:
         return f"no grouped product on {x.device.type}" if x.numel() else "there are no tokens"
-    if product_group(weight, activation) == 1:
+    if group_of(weight, activation) == 1:
         return "torch._int_mm is wrong for one input channel"
     return None
 
 
-def product_group(weight: PackedWeight, activation: ActSpec) -> int:
-    """Return the channels that share a scale on both sides."""
-    width = weight.shape[1]
-    return math.gcd(weight.spec.group_size or width, activation.group_size or width)
+def group_of(weight: PackedWeight, activation: ActSpec) -> int:
+    """Return the channels that share a scale in a product."""
+    return product_group(weight.shape[1], weight.spec.group_size, activation.group_size)
 
 
 def group_weight(weight: PackedWeight, activation: ActSpec) -> GroupedWeight:
     """Unpack a weight of format `affine` to INT8, grouped for the product with such activations."""
-    group, half = product_group(weight, activation), 2 ** (weight.spec.bits - 1)
+    group, half = group_of(weight, activation), 2 ** (weight.spec.bits - 1)
     values = (weight.unpack().to(torch.int16) - half).to(torch.int8).unflatten(1, (-1, group))
     repeats = values.shape[1] // weight.params["scale"].shape[1]
     scale = weight.params["scale"].repeat_interleave(repeats, 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ditquant.formats import PackedWeight
 
-DECODED = ("tiles", "int8")  # kinds that hold a byte a weight
+DECODED = ("tiles", "int8", "grouped")  # what the names of kinds that hold a byte a weight begin with
 _Stamp = tuple[Any, ...]
 _entries: dict[int, dict[int, tuple[_Stamp, dict[str, Any]]]] = {}  # by storage, then by offset in it
 
@@ -36,8 +36,8 @@ def keep(weight: PackedWeight, kind: str, make: Callable[[], Any]) -> Any:
 def forget_decoded(codes: Tensor) -> None:
     """Drop the decoded forms of a weight; its small table of INT8 values stays."""
     _, made = _of_storage(codes).get(codes.storage_offset(), (None, {}))
-    for kind in DECODED:
-        made.pop(kind, None)
+    for kind in [kind for kind in made if kind.startswith(DECODED)]:
+        made.pop(kind)
 
 
 def kept_bytes() -> int:

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from ditquant.formats import PackedWeight
 from ditquant.kernels import cpu
 from ditquant.kernels.activation import fake_quantize, quantize_activation
+from ditquant.kernels.cpu.ops import FEW_TOKENS
+from ditquant.kernels.grouped import group_of, group_weight, linear_grouped, why_not_grouped
 from ditquant.kernels.kept import keep
 from ditquant.kernels.report import report
 from ditquant.kernels.rotation import Rotation
@@ -18,6 +20,7 @@ from ditquant.specs import ActSpec
 
 # elsewhere torch._int_mm is a plain loop, a hundred times slower than a float32 product
 CPU_HAS_INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+GROUPS = "groups need a scale for every group of the product"
 
 
 def linear(
@@ -34,6 +37,8 @@ def linear(
     calls, where the integer product is taken.
     """
     reason = why_not_int8(x, weight, activation)
+    if reason == GROUPS and CPU_HAS_INT8 and x.device.type == "cpu":
+        return _linear_groups(x, weight, activation, bias, rotation, decoded)
     if reason is not None:
         if activation is not None:
             report("the reference product is used", reason)
@@ -45,6 +50,28 @@ def linear(
             return cpu.linear_vnni(x, weight, activation, bias, rotation, decoded)
         report("INT8 products by torch._int_mm", slow)
     return linear_int8(x, weight, activation, bias, decoded)
+
+
+def _linear_groups(
+    x: Float[Tensor, "*B K"],
+    weight: PackedWeight,
+    activation: ActSpec,
+    bias: Float[Tensor, " N"] | None,
+    rotation: Rotation | None,
+    decoded: bool,
+) -> Float[Tensor, "*B N"]:
+    slow = cpu.why_not_groups(x, weight, activation)
+    if slow is None:
+        report("INT8 products in groups by the compiled CPU kernels")
+        return cpu.linear_groups(x, weight, activation, bias, rotation, decoded)
+    # torch._int_mm writes all sums for every group: beyond few tokens, and on weights decoded anew, float32 is faster
+    few = decoded and x.numel() <= FEW_TOKENS * x.shape[-1] and not torch.compiler.is_compiling()
+    if few and why_not_grouped(x, weight, activation) is None:
+        report("INT8 products in groups by torch._int_mm", slow)
+        kind = f"grouped {group_of(weight, activation)}"
+        return linear_grouped(x, keep(weight, kind, lambda: group_weight(weight, activation)), activation, bias)
+    report("the reference product is used", slow)
+    return linear_reference(x, weight, activation, bias)
 
 
 def linear_reference(
@@ -79,9 +106,12 @@ def linear_int8(
 
 def takes_rotation(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> bool:
     """Say whether `linear` smooths and rotates this input itself, in the pass that quantizes it."""
-    if activation is None or activation.granularity != "token" or x.device.type != "cpu":
+    if activation is None or activation.granularity not in ("token", "group") or x.device.type != "cpu":
         return False
-    return why_not_int8(x, weight, activation) is None and cpu.why_not_vnni(x, weight) is None
+    reason = why_not_int8(x, weight, activation)
+    if reason == GROUPS and CPU_HAS_INT8:
+        return cpu.why_not_groups(x, weight, activation) is None
+    return reason is None and cpu.why_not_vnni(x, weight) is None
 
 
 def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> str | None:
@@ -89,7 +119,7 @@ def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) ->
     if activation is None:
         return "the activations are not quantized"
     if activation.granularity == "group" or weight.spec.group_size is not None:
-        return "groups need a scale for every group of the product"
+        return GROUPS
     if weight.spec.format == "affine" and not weight.spec.symmetric and weight.spec.bits == 8:
         return "asymmetric 8-bit weights do not fit INT8"
     if x.device.type not in ("cpu", "cuda") or x.numel() == 0:

@@ -4,7 +4,8 @@ They are optional: built when the package is installed where a compiler is at ha
 instructions (AVX512 with VBMI and VNNI), and replaced by plain torch everywhere else.
 """
 
+from ditquant.kernels.cpu.groups import linear_groups, why_not_groups
 from ditquant.kernels.cpu.library import why_not, why_not_attention
 from ditquant.kernels.cpu.linear import linear_vnni, why_not_vnni
 
-__all__ = ["linear_vnni", "why_not", "why_not_attention", "why_not_vnni"]
+__all__ = ["linear_groups", "linear_vnni", "why_not", "why_not_attention", "why_not_groups", "why_not_vnni"]

@@ -17,14 +17,23 @@ _SIGNATURES = {
         *(_INT64, _INT64, _INT64, _INT64, _INT64, _FLOAT, _INT, _INT, _INT, _INT),
     ],
     "ditquant_decode": [_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER, _INT],
+    "ditquant_decode_groups": [
+        *(_POINTER, _POINTER, _POINTER, _INT, _INT64, _INT64, _INT64, _INT64),
+        *(_POINTER, _POINTER, _POINTER, _INT),
+    ],
     "ditquant_linear": [
         *(_POINTER, _POINTER, _POINTER, _INT64),
         *(_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER),
         *(_POINTER, _POINTER, _POINTER, _INT, _INT),
     ],
+    "ditquant_linear_groups": [
+        *(_POINTER, _POINTER, _POINTER, _INT64, _INT64),
+        *(_POINTER, _POINTER, _POINTER, _INT, _INT64, _INT64, _INT64, _INT64, _POINTER, _POINTER, _POINTER),
+        *(_POINTER, _POINTER, _INT, _INT),
+    ],
     "ditquant_quantize": [
         *(_POINTER, _INT, _INT64, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER),
-        *(_INT, _INT, _FLOAT, _POINTER, _POINTER, _POINTER, _INT),
+        *(_INT, _INT, _FLOAT, _INT64, _POINTER, _POINTER, _POINTER, _INT),
     ],
 }
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

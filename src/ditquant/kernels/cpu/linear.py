@@ -24,16 +24,9 @@ def linear_vnni(
 ) -> Float[Tensor, "*B N"]:
     """Rotate and quantize the tokens in one pass, decode tiles of the weight, multiply; in the dtype of `x`.
 
-    A rotation needs granularity `token`. `decoded` keeps the decoded weight for later calls where tokens are few.
+    A rotation needs granularity `token` or `group`. `decoded` keeps the decoded weight where tokens are few.
     """
-    if activation.granularity == "token":
-        r = rotation or Rotation()
-        values, scale, zero = quantize_tokens(
-            *(x, r.factor, r.block, r.signs1, r.permutation, r.signs2),
-            *(activation.bits, activation.symmetric, activation.clip),
-        )
-    else:
-        values, scale, zero = _quantize(x, activation)
+    values, scale, zero = quantize(x, activation, rotation)
     spec, params = weight.spec, list(weight.params.values())
     y = linear_packed(
         *(values, scale, zero, weight.codes, params, bias, weight.shape),
@@ -42,8 +35,14 @@ def linear_vnni(
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def _quantize(x: Tensor, activation: ActSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize in torch, with scales that several tokens share."""
+def quantize(x: Tensor, activation: ActSpec, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `quantize_tokens` does; scales that several tokens share are found in torch."""
+    if activation.granularity in ("token", "group"):
+        r = rotation or Rotation()
+        return quantize_tokens(
+            *(x, r.factor, r.block, r.signs1, r.permutation, r.signs2),
+            *(activation.bits, activation.symmetric, activation.clip, activation.group_size),
+        )
     quantized = quantize_activation(x, activation)
     values = (quantized.values.flatten(0, -2).to(torch.int16) + 128).to(torch.uint8)
     values = torch.nn.functional.pad(values, (0, padded(x.shape[-1]) - x.shape[-1]))

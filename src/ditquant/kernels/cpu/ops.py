@@ -30,33 +30,35 @@ def quantize_tokens(
     bits: int,
     symmetric: bool,
     clip: float,
+    group: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Smooth, rotate and quantize every token of x [*B, K] in float32, reading it once; see `Rotation`.
 
-    Returns uint8 codes + 128 [M, padded K], float32 scales [M] and int32 zero points [M].
+    Returns uint8 codes + 128 [M, padded K], float32 scales [M * G] and int32 zero points [M * G], one for every `group`
+    of channels, a multiple of 4, or for all of them.
     """
     x = x.reshape(-1, x.shape[-1]).contiguous()
-    values, scale, zero = _empty_codes(x)
+    values, scale, zero = _empty_codes(x, group)
     order = None if permutation is None else permutation.to(torch.int32)
     library().ditquant_quantize(
         *(pointer(x), DTYPES[x.dtype], *x.shape, pointer(factor), block),
-        *(pointer(signs1), pointer(order), pointer(signs2), bits, int(symmetric), clip),
+        *(pointer(signs1), pointer(order), pointer(signs2), bits, int(symmetric), clip, group or x.shape[1]),
         *(pointer(values), pointer(scale), pointer(zero), torch.get_num_threads()),
     )
     return values, scale, zero
 
 
 @quantize_tokens.register_fake
-def _(x, factor, block, signs1, permutation, signs2, bits, symmetric, clip):
-    return _empty_codes(x.reshape(-1, x.shape[-1]))
+def _(x, factor, block, signs1, permutation, signs2, bits, symmetric, clip, group=None):
+    return _empty_codes(x.reshape(-1, x.shape[-1]), group)
 
 
-def _empty_codes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    tokens = x.shape[0]
+def _empty_codes(x: Tensor, group: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, groups = x.shape[0], x.shape[1] // group if group else 1
     return (
         x.new_empty((tokens, padded(x.shape[1])), dtype=torch.uint8),
-        x.new_empty((tokens,), dtype=torch.float32),
-        x.new_empty((tokens,), dtype=torch.int32),
+        x.new_empty((tokens * groups,), dtype=torch.float32),
+        x.new_empty((tokens * groups,), dtype=torch.int32),
     )
 
 

@@ -3,17 +3,15 @@
 // Activations are unsigned, code + 128, as vpdpbusd wants its first factor. What is not part of the code is the same
 // for all channels of a token, so the sums of the weight's rows take it out again: (128 + zero point) * sum.
 #include "decode.h"
-#include "parallel.h"
 #include "store.h"
+#include "tasks.h"
 
 #if DITQUANT_X86
 
 namespace ditquant {
 namespace {
 
-constexpr int TOKENS = 6;      // of one step: 6 x 4 vectors of sums, 4 of weights and a token's fill the registers
-constexpr int VECTORS = 4;     // of 16 rows: one tile
-constexpr int64_t CHUNK = 2048;  // tokens of a task: their codes stay in the shared cache while all tiles pass
+constexpr int VECTORS = 4;  // of 16 rows: one tile
 
 struct Product {
     const uint8_t* values;  // [tokens, padded channels]
@@ -62,17 +60,6 @@ inline void multiply(const Product& p, const int8_t* tile, const int32_t* sums, 
     }
 }
 
-void multiply_tile(const Product& p, const int8_t* tile, const int32_t* sums, int64_t row, int64_t token, int64_t end) {
-    for (; token + TOKENS <= end; token += TOKENS) multiply<TOKENS>(p, tile, sums, row, token);
-    switch (end - token) {
-        case 1: return multiply<1>(p, tile, sums, row, token);
-        case 2: return multiply<2>(p, tile, sums, row, token);
-        case 3: return multiply<3>(p, tile, sums, row, token);
-        case 4: return multiply<4>(p, tile, sums, row, token);
-        case 5: return multiply<5>(p, tile, sums, row, token);
-    }
-}
-
 }  // namespace
 }  // namespace ditquant
 
@@ -86,18 +73,16 @@ DITQUANT_API void ditquant_linear(const uint8_t* values, const float* scale, con
                                   const float* row_scale, const float* bias, void* y, int dtype, int threads) {
     const Product p{values, scale, zero, tokens, {codes, table, table_stride, bits, rows, channels},
                     tiles, sums, row_scale, bias, y, dtype};
-    const int64_t tile_count = ceil_div(rows, TILE_ROWS), tile_size = p.weight.padded() * TILE_ROWS;
-    // enough tasks for every thread, none so small that decoding its tile would show
-    int64_t chunks = ceil_div(tokens, CHUNK);
-    if (threads > 1) chunks = std::max(chunks, std::min(ceil_div(4 * threads, tile_count), ceil_div(tokens, 192)));
-    const int64_t chunk = round_up(ceil_div(tokens, std::max<int64_t>(chunks, 1)), TOKENS);
-    parallel(chunks * tile_count, threads, [&](int64_t task) {
+    const int64_t tile_size = p.weight.padded() * TILE_ROWS;
+    share(ceil_div(rows, TILE_ROWS), tokens, threads, [&](int64_t i, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> scratch;
-        const int64_t i = task % tile_count, token = task / tile_count * chunk;
         alignas(64) int32_t own[TILE_ROWS];
         const int8_t* tile = tiles ? tiles + i * tile_size : scratch.get(tile_size);
         if (!tiles) decode_tile(p.weight, i * TILE_ROWS, const_cast<int8_t*>(tile), own);
-        multiply_tile(p, tile, tiles ? sums + i * TILE_ROWS : own, i * TILE_ROWS, token, std::min(token + chunk, tokens));
+        const int32_t* tile_sums = tiles ? sums + i * TILE_ROWS : own;
+        by_steps(token, end, [&](int64_t at, auto count) {
+            multiply<decltype(count)::value>(p, tile, tile_sums, i * TILE_ROWS, at);
+        });
     });
 }
 

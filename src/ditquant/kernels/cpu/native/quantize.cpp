@@ -25,11 +25,13 @@ struct Quantize {
     const uint8_t* signs2;
     int bits, symmetric;
     float clip;
+    int64_t group;    // channels that share a scale: a multiple of 4, or all of them
     uint8_t* values;  // [tokens, padded channels], code + 128
-    float* scale;     // [tokens]
-    int32_t* zero;    // [tokens]
+    float* scale;     // [tokens, groups()]
+    int32_t* zero;    // the same
 
     int64_t padded() const { return round_up(channels, LANE); }
+    int64_t groups() const { return channels / group; }
 };
 
 inline __mmask16 first_floats(int64_t count) {
@@ -112,7 +114,8 @@ void permute_rotate(const Quantize& q, const int32_t* from, float* x, float* spa
 float largest(const float* x, int64_t size) {
     __m512i high = _mm512_setzero_si512();
     for (int64_t k = 0; k < size; k += 16) {
-        const __m512i bits = _mm512_and_si512(_mm512_load_si512(x + k), _mm512_set1_epi32(0x7fffffff));
+        const __m512i v = _mm512_castps_si512(_mm512_maskz_loadu_ps(first_floats(size - k), x + k));
+        const __m512i bits = _mm512_and_si512(v, _mm512_set1_epi32(0x7fffffff));
         high = _mm512_max_epi32(high, bits);
     }
     const int32_t bits = _mm512_reduce_max_epi32(high);
@@ -128,29 +131,38 @@ inline __m512i divide(__m512 x, __m512 scale, __m512 inverse) {
     return _mm512_cvtps_epi32(quotient);
 }
 
-// Codes + 128 of `size` floats, a multiple of 64.
+// Codes + 128 of 64 floats.
 template <bool CLAMP>
-void write_codes(const float* x, int64_t size, float scale, int zero, int least, int most, uint8_t* to) {
+inline __m512i to_codes(const float* x, float scale, int zero, int least, int most) {
     const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
     const __m512i offset = _mm512_set1_epi32(128 + zero);
     const __m512i low = _mm512_set1_epi32(128 + least), high = _mm512_set1_epi32(128 + most);
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int64_t k = 0; k < size; k += 64) {
-        __m512i code[4];
-        DITQUANT_UNROLL for (int i = 0; i < 4; i++) {
-            code[i] = _mm512_add_epi32(divide(_mm512_load_ps(x + k + 16 * i), s, inverse), offset);
-            if (CLAMP) code[i] = _mm512_min_epi32(_mm512_max_epi32(code[i], low), high);
-        }
-        const __m512i first = _mm512_packs_epi32(code[0], code[1]), second = _mm512_packs_epi32(code[2], code[3]);
-        const __m512i bytes = _mm512_packus_epi16(first, second);
-        _mm512_storeu_si512(to + k, _mm512_permutexvar_epi32(order, bytes));
+    __m512i code[4];
+    DITQUANT_UNROLL for (int i = 0; i < 4; i++) {
+        code[i] = _mm512_add_epi32(divide(_mm512_loadu_ps(x + 16 * i), s, inverse), offset);
+        if (CLAMP) code[i] = _mm512_min_epi32(_mm512_max_epi32(code[i], low), high);
     }
+    const __m512i first = _mm512_packs_epi32(code[0], code[1]), second = _mm512_packs_epi32(code[2], code[3]);
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
 }
 
-void quantize(const Quantize& q, int64_t token, const float* x) {
+template <bool CLAMP>
+void write_codes(const float* x, int64_t size, float scale, int zero, int least, int most, uint8_t* to) {
+    int64_t k = 0;
+    for (; k + 64 <= size; k += 64) _mm512_storeu_si512(to + k, to_codes<CLAMP>(x + k, scale, zero, least, most));
+    if (k == size) return;
+    float rest[64] = {};
+    std::copy(x + k, x + size, rest);
+    const __mmask64 there = (1ull << (size - k)) - 1;
+    _mm512_mask_storeu_epi8(to + k, there, to_codes<CLAMP>(rest, scale, zero, least, most));
+}
+
+// Quantize `size` channels that share a scale.
+void quantize(const Quantize& q, const float* x, int64_t size, uint8_t* values, float* scale_of, int32_t* zero_of) {
     const int half = 1 << (q.bits - 1);
     const float tiny = std::numeric_limits<float>::min();
-    const float peak = largest(x, q.padded());
+    const float peak = largest(x, size);
     float scale;
     int zero = 0;
     if (q.symmetric || !std::isfinite(peak)) {
@@ -158,9 +170,10 @@ void quantize(const Quantize& q, int64_t token, const float* x) {
         if (!std::isfinite(peak)) scale = peak;  // the token's outputs are not finite either
     } else {
         __m512 low = _mm512_setzero_ps(), high = low;
-        for (int64_t k = 0; k < q.padded(); k += 16) {
-            low = _mm512_min_ps(low, _mm512_load_ps(x + k));
-            high = _mm512_max_ps(high, _mm512_load_ps(x + k));
+        for (int64_t k = 0; k < size; k += 16) {
+            const __m512 v = _mm512_maskz_loadu_ps(first_floats(size - k), x + k);
+            low = _mm512_min_ps(low, v);
+            high = _mm512_max_ps(high, v);
         }
         const float from = _mm512_reduce_min_ps(low) * q.clip, to = _mm512_reduce_max_ps(high) * q.clip;
         scale = std::max(tiny, (to - from) / static_cast<float>(2 * half - 1));
@@ -168,9 +181,19 @@ void quantize(const Quantize& q, int64_t token, const float* x) {
     }
     // only a clip, or a zero point, lets codes leave their range
     const auto write = q.clip < 1 || !q.symmetric ? write_codes<true> : write_codes<false>;
-    write(x, q.padded(), scale, zero, q.symmetric ? 1 - half : -half, half - 1, q.values + token * q.padded());
-    q.scale[token] = scale;
-    q.zero[token] = zero;
+    write(x, size, scale, zero, q.symmetric ? 1 - half : -half, half - 1, values);
+    *scale_of = scale;
+    *zero_of = zero;
+}
+
+void quantize(const Quantize& q, int64_t token, const float* x) {
+    uint8_t* values = q.values + token * q.padded();
+    const int64_t groups = q.groups(), first = token * groups;
+    if (groups == 1) return quantize(q, x, q.padded(), values, q.scale + first, q.zero + first);
+    for (int64_t u = 0; u < groups; u++) {
+        quantize(q, x + u * q.group, q.group, values + u * q.group, q.scale + first + u, q.zero + first + u);
+    }
+    std::fill(values + q.channels, values + q.padded(), uint8_t{128});
 }
 
 }  // namespace
@@ -180,10 +203,10 @@ using namespace ditquant;
 
 DITQUANT_API void ditquant_quantize(const void* x, int dtype, int64_t tokens, int64_t channels, const uint16_t* factor,
                                     int64_t block, const uint8_t* signs1, const int32_t* permutation,
-                                    const uint8_t* signs2, int bits, int symmetric, float clip, uint8_t* values,
-                                    float* scale, int32_t* zero, int threads) {
+                                    const uint8_t* signs2, int bits, int symmetric, float clip, int64_t group,
+                                    uint8_t* values, float* scale, int32_t* zero, int threads) {
     const Quantize q{x, dtype, tokens, channels, factor, block, signs1, permutation, signs2,
-                     bits, symmetric, clip, values, scale, zero};
+                     bits, symmetric, clip, group, values, scale, zero};
     constexpr int64_t TOKENS = 32;  // of a task
     const int64_t size = q.padded();
     parallel(ceil_div(tokens, TOKENS), threads, [&](int64_t task) {
