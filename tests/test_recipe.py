@@ -47,15 +47,16 @@ METHODS = {  # method: format, quantizer, its options, transforms, quantizer of 
 }
 GROUPED = {"qdit": "rtn", "qdit-gptq": "gptq"}
 GROUPED_BITS = ["w3a8", "w4a6", "w4a8", "w6a8"]
-OTHERS = ("svdquant", "lrq-plus", "vidit-q-mixed")  # tested by themselves
+OTHERS = ("svdquant", "lrq-plus", "vidit-q-mixed", "full")  # tested by themselves
 
 
 def test_the_shipped_recipes():
     plain = [f"{method}-{bits}" for method in [*METHODS, *OTHERS[:2]] for bits in BITS]
+    plain += ["full-w4a8-paro30"]
     plain += [f"vidit-q-mixed-{bits}" for bits in BITS if "w8" not in bits and "w6" not in bits and "a16" not in bits]
     grouped = [f"{method}-{bits}" for method in GROUPED for bits in GROUPED_BITS]
     assert sorted(list_recipes()) == sorted(plain + grouped)
-    methods = [*METHODS, *GROUPED, *OTHERS]
+    methods = [*METHODS, *GROUPED, *OTHERS[:3]]
     assert len({Recipe.load(f"{method}-w4a8").description for method in methods}) == len(methods)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditquant.attention import AttentionPlan
+from ditquant.attention.kinds import kind_of
 from ditquant.calibration import (
     MAX_CALLS,
     Part,
@@ -24,9 +26,11 @@ from ditquant.calibration import (
     record_parts,
     run_prompts,
 )
+from ditquant.calibration.attention import fit_runs
 from ditquant.errors import DitQuantError, of_layer
 from ditquant.fitting import fit_layer
 from ditquant.formats import FORMATS
+from ditquant.integrations.attention import attend_by, entry, plan_of
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
 from ditquant.nn import QuantLinear, set_module
@@ -57,6 +61,7 @@ def quantize(
 
     `prompts` (pipelines) are generated once to calibrate, with `settings` (steps, guidance, height, width, frames)
     where they differ from the pipeline's defaults; for a module, `forward(model)` runs it on representative inputs.
+    A recipe with `attention` runs the prompts again, in full precision, to choose orders and tiles.
     `max_calls` calls of the blocks, spread over the trajectory, are recorded, and block after block is fitted to what
     the quantized blocks before it make of them. Without prompts and forward, whatever needs data is left out of the
     recipe: no smoothing, Hadamard rotation for every layer, and a plain weight fit. Equal arguments give equal bits.
@@ -76,23 +81,48 @@ def quantize(
     recipe, seed = Recipe.load(recipe), _check_seed(seed)
     if prompts is not None and not isinstance(prompts, str | Mapping):
         prompts = list(prompts)
-    matched = {name: match(part, recipe) for name, part in transformers_of(model).items()}
+    parts_of = transformers_of(model)
+    matched = {name: match(part, recipe) for name, part in parts_of.items()}
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
     run = runner(model, prompts, forward, seed, settings)
     check_max_calls(max_calls)
-    missed: list[str] = []
-    parts = [
-        _part(name, part, matched[name], seed, missed if run else None) for name, part in transformers_of(model).items()
-    ]
+    if recipe.attention is not None and run is not None:
+        for part in parts_of.values():
+            kind_of(part)  # a class without a processor is refused before anything runs
+    chosen = {"recipe": recipe.to_dict(), "prompts": prompts, "forward": forward is not None, "seed": seed}
+    chosen |= {"settings": settings, "max_calls": max_calls}
+    missed: list[str] | None = [] if run else None
+    parts = [_part(name, part, matched[name], seed, missed) for name, part in parts_of.items()]
+    made = _fit_layers(model, parts, run, max_calls, work_dir, chosen) if recipe.rules else {}
+    if missed:
+        log.warning(
+            "calibration never reached %d layers, which are quantized data-free: %s%s",
+            len(missed),
+            ", ".join(missed[:4]),
+            ", ..." if len(missed) > 4 else "",
+        )
+    attention = _fit_attention(parts_of, recipe, run)
+    for name, plan in attention.items():
+        attend_by(parts_of[name], plan)
+    plans = {
+        part.name: _swap(part, made.get(part.name, {}), recipe, _texts(part, prompts), attention.get(part.name))
+        for part in parts
+    }
+    if len(plans) == 1:
+        return next(iter(plans.values()))
+    layers = {f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}
+    return QuantPlan(layers, recipe.name, calibration=max((plan.calibration for plan in plans.values()), key=len))
+
+
+def _fit_layers(
+    model: Any, parts: Sequence[Part], run: Callable[[], object] | None, max_calls: int, work_dir: Any, chosen: dict
+) -> dict[str, dict[str, QuantLinear]]:
     if run is None and any(part.data for part in parts):
         log.warning(
-            "no calibration prompts: recipe %r runs data-free, without smoothing and salient rotations", recipe.name
+            "no calibration prompts: recipe %r runs data-free, without smoothing and salient rotations",
+            chosen["recipe"]["name"],
         )
-    work = None
-    if work_dir is not None:
-        chosen = {"recipe": recipe.to_dict(), "prompts": prompts, "forward": forward is not None, "seed": seed}
-        chosen |= {"settings": settings, "max_calls": max_calls}
-        work = WorkFolder(work_dir, describe_models(model, parts) | chosen)
+    work = None if work_dir is None else WorkFolder(work_dir, describe_models(model, parts) | chosen)
     made: dict[str, dict[str, QuantLinear]] = {}
     with TensorStore() as store:
         recordings = {} if run is None else record_parts(parts, run, store, max_calls, work)
@@ -101,18 +131,21 @@ def quantize(
                 made[part.name] = quantize_blocks(part, recordings[part.name], work)
             else:
                 made[part.name] = quantize_one_pass(part, run, work)
-    if missed:
-        log.warning(
-            "calibration never reached %d layers, which are quantized data-free: %s%s",
-            len(missed),
-            ", ".join(missed[:4]),
-            ", ..." if len(missed) > 4 else "",
-        )
-    plans = {part.name: _swap(part, made[part.name], recipe, _texts(part, prompts)) for part in parts}
-    if len(plans) == 1:
-        return next(iter(plans.values()))
-    layers = {f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}
-    return QuantPlan(layers, recipe.name, calibration=max((plan.calibration for plan in plans.values()), key=len))
+    return made
+
+
+def _fit_attention(
+    models: Mapping[str, nn.Module], recipe: Recipe, run: Callable[[], object] | None
+) -> dict[str, AttentionPlan]:
+    """Fit the plan of every transformer while all of them run in full precision."""
+    if recipe.attention is None:
+        return {}
+    if run is None:
+        if not recipe.rules:
+            raise DitQuantError("attention is fitted to prompts. Give prompts= (a pipeline) or forward= (a module).")
+        log.warning("no calibration prompts: the attention of recipe %r stays dense", recipe.name)
+        return {}
+    return {name: fit_runs(model, run, recipe.attention).plan for name, model in models.items()}
 
 
 def _check_seed(seed: Any) -> int:
@@ -134,6 +167,8 @@ def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:
     """
     if any(isinstance(m, QuantLinear) for m in model.modules()):
         raise DitQuantError("the model is quantized already. Load the full-precision one.")
+    if plan_of(model) is not None:
+        raise DitQuantError("the model attends by a plan already. Load the full-precision one.")
     layers = find_linears(model).layers
     recipe.check_patterns([(layer.name, layer.role) for layer in layers])
     found = [(layer, recipe.match(layer.role, layer.name)) for layer in layers]
@@ -214,11 +249,18 @@ def _texts(part: Part, prompts: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)] if part.data else []
 
 
-def _swap(part: Part, made: Mapping[str, QuantLinear], recipe: Recipe, prompts: Sequence[str]) -> QuantPlan:
+def _swap(
+    part: Part,
+    made: Mapping[str, QuantLinear],
+    recipe: Recipe,
+    prompts: Sequence[str],
+    attention: AttentionPlan | None,
+) -> QuantPlan:
     for name, layer in part.layers.items():
         for alias in (name, *layer.aliases):
             set_module(part.model, alias, made[name])
     layers = {name: made[name].plan for name in part.layers}
-    plan = QuantPlan(layers, recipe.name, calibration=tuple(sorted({prompt_hash(text) for text in prompts})))
+    hashes = tuple(sorted({prompt_hash(text) for text in prompts}))
+    plan = QuantPlan(layers, recipe.name, None if attention is None else entry(attention), calibration=hashes)
     mark_quantized(part.model, plan)
     return plan

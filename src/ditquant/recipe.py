@@ -16,28 +16,34 @@ from typing import Any
 
 import yaml
 
+from ditquant.attention import AttentionSpec
 from ditquant.errors import DitQuantError
 from ditquant.recipe_file import read_recipe_file
 from ditquant.registry import unknown
 from ditquant.rule import Rule
+from ditquant.specs import build
 
 __all__ = ["Recipe", "Rule", "list_recipes"]
 
-_KEYS = ("name", "description", "variants", "rules")
+_KEYS = ("name", "description", "variants", "attention", "rules")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules in order: the first that matches a layer decides; a layer that none matches stays in floating point."""
+    """Rules in order: the first that matches a layer decides; a layer that none matches stays in floating point.
+
+    `attention` is how tokens attend (PAROAttention); with it a recipe may have no rules.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
+    attention: AttentionSpec | None = None
 
     def __post_init__(self):
         if type(self.name) is not str or not self.name or type(self.description) is not str:
             raise DitQuantError(f"a recipe needs a name and may have a description in words, got name {self.name!r}.")
-        if not self.rules:
+        if not self.rules and self.attention is None:
             raise DitQuantError(f"recipe {self.name!r} has no rules. Give at least one under 'rules'.")
 
     def match(self, role: str, name: str) -> Rule | None:
@@ -48,9 +54,11 @@ class Recipe:
         """Check the recipe against the (name, role) of a model's linear layers.
 
         Raises:
-            DitQuantError: a pattern of layer names matches none, or the recipe quantizes no layer at all.
+            DitQuantError: a pattern of layer names matches none, or rules quantize no layer at all.
         """
         layers = list(layers)
+        if not self.rules:
+            return
         for rule in self.rules:
             if rule.names_layers and not any(rule.matches(role, name) for name, role in layers):
                 raise _no_layer(rule.target, [name for name, _ in layers])
@@ -64,7 +72,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with all bits written out."""
-        return json.loads(json.dumps(asdict(self)))
+        data = json.loads(json.dumps(asdict(self)))
+        return data if self.attention is not None else {k: v for k, v in data.items() if k != "attention"}
 
     @staticmethod
     def from_dict(data: Any, variant: str | None = None, what: str = "a recipe") -> "Recipe":
@@ -83,8 +92,13 @@ class Recipe:
         if variant is not None and variant not in bits:
             raise unknown(f"variant of {what}", variant, bits)
         chosen = None if variant is None else bits[variant]
-        rules = tuple(Rule.from_dict(rule, chosen, f"rule {i} of {what}") for i, rule in enumerate(data["rules"], 1))
-        return Recipe(name if variant is None else f"{name}-{variant}", rules, data.get("description", ""))
+        rules = tuple(
+            Rule.from_dict(rule, chosen, f"rule {i} of {what}") for i, rule in enumerate(data.get("rules", ()), 1)
+        )
+        attention = data.get("attention")
+        if attention is not None:
+            attention = _read_attention(attention, f"attention of {what}")
+        return Recipe(name if variant is None else f"{name}-{variant}", rules, data.get("description", ""), attention)
 
     @staticmethod
     def load(recipe: "str | Path | Mapping[str, Any] | Recipe") -> "Recipe":
@@ -133,11 +147,18 @@ def _check_keys(data: Any, what: str) -> None:
     for key in data:
         if key not in _KEYS:
             raise unknown(f"key of {what}", key, _KEYS)
-    if "name" not in data or "rules" not in data:
+    if "name" not in data or not (data.get("attention") is not None or "rules" in data):
         raise DitQuantError(f"{what} needs a 'name' and a list of 'rules'. Add what is missing.")
     for key in ("rules", "variants"):
         if key in data and (not isinstance(data[key], list | tuple) or not data[key]):
             raise DitQuantError(f"{what}: {key!r} must be a list with at least one entry, got {data[key]!r}.")
+
+
+def _read_attention(data: Any, what: str) -> AttentionSpec:
+    try:
+        return build(AttentionSpec, data, what)
+    except DitQuantError as error:
+        raise error if what in str(error) else DitQuantError(f"{what}: {error}") from None
 
 
 def _variant_bits(variant: Any, what: str) -> tuple[int, int]:

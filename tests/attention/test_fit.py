@@ -127,7 +127,7 @@ def test_refusals():
         fit_attention(iter(records), GRID)
     with pytest.raises(DitQuantError, match="give one"):
         fit_attention(records, GRID, criterion=Criterion("mass"))
-    with pytest.raises(DitQuantError, match=r"block 0 has 504 tokens, .* has 505"):
+    with pytest.raises(DitQuantError, match=r"block 0 in bin 0 has 504 tokens, .* has 505"):
         fit_attention(records, TokenGrid(5, 9, 11, text=10))
     with pytest.raises(DitQuantError, match=r"bin 2, block 0 were not recorded. Needed are 3 bins"):
         fit_attention(records, GRID, step_bins(5), density=0.7)

@@ -8,12 +8,14 @@ from ditquant.attention.install import StepClock, apply_plan, record_attention
 from ditquant.attention.plan import AttentionPlan, step_bins
 from ditquant.attention.plan_file import load_plan, save_plan
 from ditquant.attention.reordered import attend
+from ditquant.attention.spec import AttentionSpec
 
 __all__ = [
     "ORDERS",
     "TILE",
     "AttentionFit",
     "AttentionPlan",
+    "AttentionSpec",
     "Criterion",
     "OrderScores",
     "StepClock",

@@ -8,39 +8,31 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ditquant.attention.kinds import kind_of
 from ditquant.attention.masks import of_side
 from ditquant.attention.plan import AttentionPlan
-from ditquant.attention.processors import (
-    Core,
-    JointImageFirst,
-    JointTextFirst,
-    SelfAttention,
-    TextThenVideo,
-    VideoOnly,
-    VideoThenText,
-)
+from ditquant.attention.processors import Core
 from ditquant.attention.reordered import attend
-from ditquant.registry import unknown
-
-# class of the model -> its self-attention layers over visual tokens, and what to put in their place
-LAYERS: dict[str, tuple[str, type[SelfAttention]]] = {
-    "CogVideoXTransformer3DModel": (r"transformer_blocks\.\d+\.attn1", TextThenVideo),
-    "FluxTransformer2DModel": (r"(single_)?transformer_blocks\.\d+\.attn", JointTextFirst),
-    "HunyuanVideoTransformer3DModel": (r"(single_)?transformer_blocks\.\d+\.attn", VideoThenText),
-    "PixArtTransformer2DModel": (r"transformer_blocks\.\d+\.attn1", SelfAttention),
-    "SD3Transformer2DModel": (r"transformer_blocks\.\d+\.attn", JointImageFirst),
-    "WanTransformer3DModel": (r"blocks\.\d+\.attn1", VideoOnly),
-}
 
 
 class StepClock:
     """Counts denoising steps by the timestep that the model is called with: a smaller one is the next step.
 
-    A larger one starts a new run. `steps` of a run are those that the plan was fitted on, unless they are given.
+    A larger one starts a new run. With `steps`, those of a run, its steps are counted; else a plan that knows the
+    timesteps it was fitted on goes by them, whatever their number.
     """
 
     def __init__(self, steps: int | None = None):
-        self.step, self.steps, self._last = 0, steps, None
+        self.step, self.steps, self.timestep = 0, steps, None
+
+    def bin_of(self, plan: AttentionPlan) -> int:
+        """Return the set of masks for the current step."""
+        if self.steps is None and self.timestep is not None and plan.timesteps:
+            return plan.bin_near(self.timestep)
+        return plan.bin_of(self.step, self.steps)
+
+    def __deepcopy__(self, memo: dict) -> "StepClock":
+        return self  # a copy of a model keeps the hook that turns this clock
 
     def follow(self, model: nn.Module) -> Callable[[], None]:
         """Watch a model; the function that is returned stops that."""
@@ -49,15 +41,16 @@ class StepClock:
         def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
             timestep = signature.bind_partial(*args, **kwargs).arguments.get("timestep")
             if timestep is not None:
-                self.see(float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep))
+                # some models have one a token, 0 where nothing is painted
+                self.see(float(timestep.max() if isinstance(timestep, Tensor) else timestep))
 
         return model.register_forward_pre_hook(see, with_kwargs=True).remove
 
     def see(self, timestep: float) -> None:
         """Take note of the timestep of a call; the guidance branches of one step have the same."""
-        if self._last is not None and timestep != self._last:
-            self.step = self.step + 1 if timestep < self._last else 0
-        self._last = timestep
+        if self.timestep is not None and timestep != self.timestep:
+            self.step = self.step + 1 if timestep < self.timestep else 0
+        self.timestep = timestep
 
 
 @dataclass
@@ -73,7 +66,7 @@ class PlannedCore:
         """Attend by the mask of the current step."""
         plan = self.plan
         grid = plan.grid.of_length(q.shape[-2], self.name)
-        mask = plan.mask(plan.bin_of(self.clock.step, self.clock.steps), self.block)
+        mask = plan.mask(self.clock.bin_of(plan), self.block)
         if mask is not None and grid != plan.grid:
             mask = of_side(mask, grid.tiles)
         bits = {"qk_bits": plan.qk_bits, "pv_bits": plan.pv_bits}
@@ -120,22 +113,15 @@ def record_attention(model: nn.Module, callback: Callable[[int, Tensor, Tensor],
 
 def attention_layers(model: nn.Module) -> list[str]:
     """Return the names of the self-attention layers in the order in which they run: the blocks of a plan."""
-    pattern, _ = _kind(model)
+    pattern = kind_of(model).layers
     names = [name.removesuffix(".processor") for name in model.attn_processors]
     return [name for name in names if re.fullmatch(pattern, name)]
 
 
 def replace_cores(model: nn.Module, make: Callable[[int, str], Core]) -> Callable[[], None]:
     """Give every self-attention the core that `make(block, name)` returns; the function returned undoes it."""
-    _, kind = _kind(model)
+    kind = kind_of(model).processor
     before = dict(model.attn_processors)
     ours = {f"{name}.processor": kind(make(i, name)) for i, name in enumerate(attention_layers(model))}
     model.set_attn_processor(before | ours)
     return lambda: model.set_attn_processor(dict(before))
-
-
-def _kind(model: nn.Module) -> tuple[str, type[SelfAttention]]:
-    for cls in type(model).__mro__:
-        if cls.__name__ in LAYERS:
-            return LAYERS[cls.__name__]
-    raise unknown("class of model for an attention plan", type(model).__name__, LAYERS)

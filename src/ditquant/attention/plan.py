@@ -1,6 +1,8 @@
 """What was decided for the attention of a model: an order for every head, masks for every bin of steps, bit widths."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -9,6 +11,7 @@ from torch import Tensor
 from ditquant.attention.bits import mask_bytes, pack_mask, unpack_mask
 from ditquant.attention.grid import TokenGrid
 from ditquant.attention.rounding import check_bits
+from ditquant.attention.spec import check_density
 from ditquant.errors import DitQuantError
 
 VERSION = 1
@@ -32,6 +35,7 @@ class AttentionPlan:
     """Orders are indices into ORDERS; `masks` None keeps every tile; `steps` has the bin of every denoising step.
 
     Blocks are counted over all attention layers that the plan is for. `density` is the fraction of tiles asked for.
+    `timesteps` are those that the model was called with at every step, if they are known.
     """
 
     grid: TokenGrid
@@ -41,13 +45,15 @@ class AttentionPlan:
     qk_bits: int | None = None
     pv_bits: int | None = None
     density: float = 1.0
+    timesteps: tuple[float, ...] = ()
     version: int = VERSION
 
     def __post_init__(self):
         check_bits(self.qk_bits, "qk_bits")
         check_bits(self.pv_bits, "pv_bits")
-        if type(self.density) not in (int, float) or not 0 < self.density <= 1:
-            raise DitQuantError(f"density {self.density!r} is not allowed. Choose a number above 0, at most 1.")
+        check_density(self.density)
+        if self.timesteps and not (len(self.timesteps) == len(self.steps) and all(map(_is_number, self.timesteps))):
+            raise DitQuantError(f"an attention plan of {len(self.steps)} steps has the timesteps {self.timesteps}.")
         if self.version != VERSION or type(self.version) is not int:
             raise DitQuantError(f"attention plan version {self.version!r} is not read by this ditquant ({VERSION} is).")
         _check_tensor(self.orders, "orders", 2, None)
@@ -85,6 +91,10 @@ class AttentionPlan:
             )
         return self.steps[step * len(self.steps) // steps]
 
+    def bin_near(self, timestep: float) -> int:
+        """Return the bin of the step whose timestep is nearest; the earlier one of equals."""
+        return self.steps[min(range(len(self.steps)), key=lambda step: abs(self.timesteps[step] - timestep))]
+
     def order(self, block: int) -> Int[Tensor, " H"]:
         """Return the order of every head of a block."""
         return self.orders[block].long()
@@ -119,6 +129,10 @@ class AttentionPlan:
                 if not mask.any(-1).all():
                     head, row = (~mask.any(-1)).nonzero()[0].tolist()
                     raise DitQuantError(f"bin {i}, block {block}, head {head} keeps no tile in row {row} of tiles.")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_tensor(tensor: Tensor, name: str, ndim: int, end: tuple[int, ...] | None) -> None:

@@ -19,17 +19,19 @@ from ditquant.errors import DitQuantError
 from ditquant.specs import build
 
 KEY = "ditquant.attention"
-FIELDS = ("version", "grid", "steps", "qk_bits", "pv_bits", "density")
+FIELDS = ("version", "grid", "steps", "qk_bits", "pv_bits", "density", "timesteps")
 
 
 def save_plan(plan: AttentionPlan, path: str | os.PathLike, overwrite: bool = False) -> None:
     """Write a plan; the file appears complete or not at all."""
-    tensors = {"orders": plan.orders} | ({} if plan.masks is None else {"masks": plan.masks})
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    data = {name: getattr(plan, name) for name in FIELDS} | {"grid": asdict(plan.grid)}
-    text = json.dumps(data, sort_keys=True)
+    text, tensors = _content(plan)
     with atomic_file(path, overwrite) as part:
         save_file(tensors, part, metadata={KEY: text, "crc32": _checksum(text, tensors)})
+
+
+def plan_checksum(plan: AttentionPlan) -> str:
+    """Return 8 hex digits that change with anything in the plan; its file has them too."""
+    return _checksum(*_content(plan))
 
 
 def load_plan(path: str | os.PathLike) -> AttentionPlan:
@@ -54,10 +56,17 @@ def load_plan(path: str | os.PathLike) -> AttentionPlan:
     if "orders" not in tensors or tensors.keys() - {"orders", "masks"}:
         raise _damaged(path, f"it holds the tensors {sorted(tensors)}")
     try:
-        data["grid"], data["steps"] = build(TokenGrid, data["grid"], "the grid"), tuple(data["steps"])
+        data["grid"] = build(TokenGrid, data["grid"], "the grid")
+        data["steps"], data["timesteps"] = tuple(data["steps"]), tuple(data["timesteps"])
         return AttentionPlan(**data, **tensors)
     except (DitQuantError, TypeError) as error:
         raise _damaged(path, str(error).rstrip(".")) from None
+
+
+def _content(plan: AttentionPlan) -> tuple[str, dict[str, Tensor]]:
+    tensors = {"orders": plan.orders} | ({} if plan.masks is None else {"masks": plan.masks})
+    data = {name: getattr(plan, name) for name in FIELDS} | {"grid": asdict(plan.grid)}
+    return json.dumps(data, sort_keys=True), {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _read_header(path: str | os.PathLike, text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ditquant import kernels
 from ditquant.attention.by_tiles import attend_compiled, use_tiles
 from ditquant.attention.grid import ORDERS, TokenGrid
 from ditquant.attention.rounding import check_bits
+from ditquant.attention.seen import check_finite
 from ditquant.attention.stripes import choose_kernel
 from ditquant.errors import DitQuantError
 
@@ -35,7 +36,7 @@ def attend(
     _check_shapes(q, k, v, grid, order, name)
     check_bits(qk_bits, "qk_bits")
     check_bits(pv_bits, "pv_bits")
-    _check_finite({"q": q, "k": k, "v": v}, name)
+    check_finite({"q": q, "k": k, "v": v}, name)
     keep = None if mask is None else kept_tiles(mask, grid, q.shape[1], name).to(q.device)
     index = grid.indices(order)
     if keep is None and qk_bits is None and pv_bits is None:
@@ -80,13 +81,3 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, order: Tenso
             f"the orders of {name} are {order.dtype} {tuple(order.shape)}, "
             f"needed is one index into {', '.join(ORDERS)} for each of its {q.shape[1]} heads."
         )
-
-
-def _check_finite(tensors: dict[str, Tensor], name: str) -> None:
-    for which, x in tensors.items():
-        if torch.isfinite(x.sum()):  # much faster than asking every number
-            continue
-        finite = torch.isfinite(x).all(-1).all(-1).all(0)
-        if not finite.all():
-            head = int((~finite).nonzero()[0])
-            raise DitQuantError(f"{which} of head {head} of {name} has NaN or infinity. Look at the layers before it.")

@@ -11,9 +11,13 @@ import typer
 from ditquant.cli.options import (
     Device,
     Dtype,
+    Frames,
+    Guidance,
     Model,
     Overwrite,
+    Pixels,
     PromptFile,
+    Steps,
     check_output,
     pick_device,
     pick_dtype,
@@ -34,7 +38,15 @@ def inspect(
     model: Model,
     recipe: Annotated[str | None, typer.Option(help="Show one recipe only: a name or a YAML file.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="With --prompts: show the attention of every head, before and after.")
+    ] = False,
     prompts: PromptFile = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Frames = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the page; with --prompts.")] = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -44,8 +56,12 @@ def inspect(
 
     With --prompts the prompts are run: how large and heavy-tailed every layer's inputs are, the error of each format
     and rotation, which rotation each rule would choose, and which layers overflow or produce NaN.
+
+    With --attention too, they show which order of tokens suits every head, its map in tiles before and after, how much
+    attention a density keeps, and how unlike the entries of a tile are. Steps and sizes are for it.
     """
     from ditquant import sources
+    from ditquant.cli.inspect_attention import examine_heads, show_heads, write_heads
     from ditquant.cli.inspect_quantized import show_quantized
     from ditquant.models import find_linears
     from ditquant.recipe import Recipe, list_recipes
@@ -54,6 +70,11 @@ def inspect(
     texts = None if prompts is None else read_prompts(prompts)
     if output is not None and texts is None:
         raise DitQuantError("-o is for the page of layers that ran prompts. Give --prompts, or leave it out.")
+    settings = {"steps": steps, "guidance": guidance, "height": height, "width": width, "frames": frames}
+    if attention and texts is None:
+        raise DitQuantError("--attention looks at what prompts make of the model. Give --prompts, or leave it out.")
+    if not attention and any(value is not None for value in settings.values()):
+        raise DitQuantError("steps, guidance and sizes are for --attention. Give it, or leave them out.")
     chosen = [Recipe.load(name) for name in ([recipe] if recipe else list_recipes())]
     source = sources.find(model)
     if texts is not None:
@@ -62,6 +83,13 @@ def inspect(
         compute = pick_dtype(dtype, device)
     if output is not None:
         check_output(output, overwrite, source.folder, prompts)
+    if attention and texts is not None:
+        heads = examine_heads(source, texts, settings, compute, device)
+        show_heads(heads)
+        if output is not None:
+            write_heads(heads, output, model, len(texts), overwrite)
+            print(f"page in {output / 'report.html'}")
+        return
     for name, config in source.transformers().items():
         part = skeleton(config, model)
         if config.get("quantization_config") is not None:

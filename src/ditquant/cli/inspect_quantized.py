@@ -9,6 +9,8 @@ from ditquant.cli.show import console, printed
 from ditquant.errors import DitQuantError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from ditquant.sources import Source
@@ -36,6 +38,10 @@ def show_quantized(source: Source, name: str, part: nn.Module, stored: Any, ever
         f"{name or source.class_name}: {type(part).__name__}, quantized with {plan.recipe or 'a recipe'} "
         f"(plan {plan.hash()})"
     )
+    if plan.attention is not None:
+        out.print(f"attention: {_attention_in_words(plan.attention)}")
+    if not plan.layers:
+        return
     words = {n: in_words(e.weight, e.activation, e.transforms, e.rank) for n, e in plan.layers.items()}
     if every:
         table = printed("layer", "format")
@@ -51,3 +57,9 @@ def show_quantized(source: Source, name: str, part: nn.Module, stored: Any, ever
     else:
         total, where = sum(f.stat().st_size for f in tensor_files(source.folder / name)), "on disk"
     out.print(f"{size.bits_per_weight:.2f} bits a weight all-in, {total / 1e6:.1f} MB {where}")
+
+
+def _attention_in_words(attention: Mapping[str, Any]) -> str:
+    density, bits = attention.get("density"), {"QK": attention.get("qk_bits"), "PV": attention.get("pv_bits")}
+    words = ["all tiles" if density is None else f"{100 * density:g} % of the tiles"]
+    return ", ".join([*words, *(f"{name} in {n} bits" for name, n in bits.items() if n)])

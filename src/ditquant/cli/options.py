@@ -26,6 +26,12 @@ Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeli
 Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own number by default.")]
 Frames = Annotated[int | None, typer.Option(min=1, help="Frames of a video.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts at a time.")]
+Attention = Annotated[
+    str | None, typer.Option(help="paro: a token order for every head, tiles left out, integers; fitted to --prompts.")
+]
+Density = Annotated[float | None, typer.Option(help="With --attention: fraction of the tiles of attention to keep.")]
+QkBits = Annotated[int | None, typer.Option("--qk", help="With --attention: bits of the product of Q and K, 8 or 4.")]
+PvBits = Annotated[int | None, typer.Option("--pv", help="With --attention: bits of the product of P and V, 8 or 4.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the output path.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto: bfloat16 on a GPU, else float32.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ditquant.cli.choose import first_recipe, spend
+from ditquant.cli.choose import check_attention, read_attention, spend, with_attention
 from ditquant.cli.options import (
     MAX_SEED,
+    Attention,
+    Density,
     Device,
     Dtype,
     Frames,
@@ -19,6 +21,8 @@ from ditquant.cli.options import (
     Overwrite,
     Pixels,
     PromptFile,
+    PvBits,
+    QkBits,
     Steps,
     check_output,
     pick_device,
@@ -42,6 +46,10 @@ def quantize(
         Path | None, typer.Option(help="Folder of `ditquant search`: deploy its plan, in place of a recipe.")
     ] = None,
     prompts: PromptFile = None,
+    attention: Attention = None,
+    density: Density = None,
+    qk: QkBits = None,
+    pv: PvBits = None,
     bits: Annotated[float | None, typer.Option(help="Bits a weight, all-in, that --recipe auto may spend.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
     dtype: Dtype = "auto",
@@ -62,9 +70,20 @@ def quantize(
     --height, --width and --frames, the pipeline's own by default. A run with --work-dir that was killed goes on at
     the block where it was; the folder is deleted when the model is saved. --recipe auto chooses the bits of every layer
     by how much the prediction feels its error, within --bits, and shows what other budgets would bring.
+
+    --attention paro --density 0.3 --qk 8 --pv 8 lets the tokens of every head attend in an order of their own, leaves
+    tiles out and multiplies integers; without --recipe the weights stay as they are.
     """
+    wanted = read_attention(attention, density, qk, pv)
     if plan is not None:
-        given = {"recipe": recipe, "prompts": prompts, "bits": bits, "work-dir": work_dir, "steps": steps}
+        given = {
+            "attention": attention,
+            "recipe": recipe,
+            "prompts": prompts,
+            "bits": bits,
+            "work-dir": work_dir,
+            "steps": steps,
+        }
         deploy_plan(model, plan, output, given, pick_device(device), dtype, overwrite)
         return
 
@@ -73,7 +92,7 @@ def quantize(
     from ditquant.engine import quantize as run
 
     texts = None if prompts is None else read_prompts(prompts)
-    rules = first_recipe("lrq-w4a8" if recipe is None else recipe, bits, texts)
+    rules = with_attention(recipe, wanted, bits, texts)
     device = pick_device(device)
     compute = pick_dtype(dtype, device)
     source = sources.find(model)
@@ -85,6 +104,7 @@ def quantize(
     if texts is None and any(value is not None for value in settings.values()):
         raise DitQuantError("steps, guidance and sizes are for calibration. Give --prompts, or leave them out.")
     check_recipe(source, rules)
+    check_attention(source, rules, texts)
     loaded = sources.load(source, compute, device)
     if bits is not None and texts is not None:
         rules = spend(loaded, bits, texts, seed, settings)
@@ -160,14 +180,23 @@ def keep_entries(file: Path, before: dict[str, Any]) -> None:
 
 def summary(loaded: Any, source: Source, recipe: str) -> list[str]:
     """Say for each transformer what it became."""
+    from ditquant.integrations.attention import plan_of
     from ditquant.integrations.diffusers import transformers_of
     from ditquant.nn import QuantLinear
     from ditquant.sizes import measure
 
     lines = []
     for name, part in transformers_of(loaded).items():
+        if (plan := plan_of(part)) is not None:
+            keeps = "all tiles" if plan.masks is None else f"{100 * plan.density:g} % of the tiles"
+            bits = "".join(f", {n} in {b} bits" for n, b in (("QK", plan.qk_bits), ("PV", plan.pv_bits)) if b)
+            lines.append(
+                f"{name or source.class_name}: attention on {plan.grid} in {plan.blocks} layers keeps {keeps}{bits}"
+            )
         size = measure(part)
         layers = [m for m in part.modules() if isinstance(m, QuantLinear)]
+        if not layers:
+            continue
         full = 2 * sum(m.in_features * m.out_features + (0 if m.bias is None else m.out_features) for m in layers)
         lines.append(
             f"{name or source.class_name}: {len(layers)} layers with {recipe}, "

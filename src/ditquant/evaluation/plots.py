@@ -94,6 +94,20 @@ def plot_front(
     return _png(figure)
 
 
+def plot_tile_maps(maps: Mapping[str, Float[Tensor, "T T"]], title: str) -> bytes:
+    """Draw for every label the attention in every tile, largest dark, on one scale."""
+    figure = _figure(title)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    highest = max(float(tiles.max()) for tiles in maps.values())
+    for axis, (label, tiles) in zip(axes, maps.items(), strict=True):
+        shown = axis.imshow((tiles.float() / highest).sqrt().cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
+        axis.set_title(f"order {label}", fontsize=10)
+        axis.set_xlabel("tile of keys")
+    axes[0].set_ylabel("tile of queries")
+    figure.colorbar(shown, ax=axes, label="root of the attention, of the largest")
+    return _png(figure)
+
+
 def _figure(title: str) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -4,6 +4,7 @@ A quantized model's config.json holds its plan; the tensors are ordinary integer
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from ditquant.errors import DitQuantError, damaged
 from ditquant.integrations import checksums
+from ditquant.integrations.attention import attend_as_saved, stop_attending
 from ditquant.integrations.checksums import Checksums
 from ditquant.integrations.config import DitQuantConfig
 from ditquant.integrations.guards import guard, unguard
@@ -38,6 +40,7 @@ class DitQuantizer(DiffusersQuantizer):
         self._checksums: Checksums | None = None
         self._dtype: torch.dtype | None = None
         self._words: dict[str, torch.dtype] = {}
+        self._folder: Path | None = None
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
         """Note the dtype that the model will have."""
@@ -53,7 +56,9 @@ class DitQuantizer(DiffusersQuantizer):
             )
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Read the checksums of a quantized checkpoint."""
+        """Read the checksums of a quantized checkpoint, and note where it lies."""
+        if checkpoint_files:
+            self._folder = Path(str(checkpoint_files[0])).parent
         if self.pre_quantized:
             self._checksums = Checksums.read(checkpoint_files, self.quantization_config.checksums)
         if self._checksums is not None:
@@ -105,6 +110,11 @@ class DitQuantizer(DiffusersQuantizer):
         self._on_the_fly = self._checksums = None
         self._words = {}
         check_layers(model)
+        attention = self.quantization_config.plan.attention
+        if attention is not None and self.pre_quantized:
+            if self._folder is None:
+                raise DitQuantError("this diffusers does not say where the attention plan lies. Update diffusers.")
+            attend_as_saved(model, self._folder, dict(attention))
         mark_quantized(model, self.quantization_config.plan, self)
         return model
 
@@ -121,6 +131,7 @@ class DitQuantizer(DiffusersQuantizer):
     def _dequantize(self, model: ModelMixin) -> ModelMixin:
         """Replace every quantized layer by an nn.Linear of its decoded weight."""
         dequantize_model(model)
+        stop_attending(model)
         unguard(model)
         unhook(model)
         model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "quantization_config"})
@@ -138,7 +149,8 @@ class DitQuantizer(DiffusersQuantizer):
 
 def mark_quantized(model: nn.Module, plan: QuantPlan, quantizer: DitQuantizer | None = None) -> None:
     """Make a model whose layers were swapped one that diffusers saves and loads as quantized, and guard it."""
-    guard(model)
+    if plan.layers:
+        guard(model)
     if not isinstance(model, ModelMixin):
         return
     hook(model)
