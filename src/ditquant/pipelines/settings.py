@@ -1,6 +1,7 @@
 """What a pipeline is called with: only arguments that its `__call__` names."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ditquant.errors import DitQuantError
@@ -18,15 +19,22 @@ _NAMES = {
 }
 
 
+# what a model was trained for, where the pipeline's own defaults are a larger model's: settings by our names, in the
+# configuration of the transformer; the underscore keeps diffusers from calling it unknown
+TRAINED_FOR = "_trained_for"
+
+
 def settings_of(pipeline: Any, **wanted: float | None) -> dict[str, Any]:
-    """Translate steps, guidance, height, width and frames to the pipeline's names; None is left to the pipeline.
+    """Translate steps, guidance, height, width and frames to the pipeline's names.
+
+    None is left to what the transformer's configuration says under TRAINED_FOR, and then to the pipeline.
 
     Raises:
         DitQuantError: an unknown setting, a value that is none, or the pipeline has no such argument.
     """
     names = accepted(pipeline)
     arguments = dict.fromkeys((name for name in _SWITCHED_OFF if name in names), False)
-    for option, value in wanted.items():
+    for option, value in (wanted | _trained_for(pipeline, wanted)).items():
         if option not in _NAMES:
             raise unknown("setting", option, _NAMES)
         if value is None:
@@ -38,6 +46,13 @@ def settings_of(pipeline: Any, **wanted: float | None) -> dict[str, Any]:
             raise DitQuantError(f"{type(pipeline).__name__} takes no {option}. Allowed: {allowed}. Leave {option} out.")
         arguments[found[0]] = value
     return arguments
+
+
+def _trained_for(pipeline: Any, wanted: dict[str, float | None]) -> dict[str, float]:
+    """Return the model's own settings that nothing else was wanted for."""
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    own = config.get(TRAINED_FOR, {}) if isinstance(config, Mapping) else {}
+    return {option: value for option, value in dict(own).items() if wanted.get(option) is None}
 
 
 def _check(option: str, value: Any) -> None:
