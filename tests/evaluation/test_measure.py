@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ditquant.errors import DitQuantError
-from ditquant.evaluation import Generated
+from ditquant.evaluation import Generated, moving_shapes, shapes
 from ditquant.evaluation.measure import Measures
 from ditquant.evaluation.metrics import METRICS
 from ditquant.evaluation.metrics.distributions import squared_mmd
@@ -35,6 +35,22 @@ def test_videos_have_all_and_the_reference_its_own():
     assert own.keys() == {"flicker", "warp_error"}
     expected = np.abs(np.diff(truth.images[1].astype(float), axis=0)).mean()
     assert own["flicker"][1] == expected and own["flicker"] != values["flicker"]
+
+
+def test_captions_are_read_from_pictures_and_from_videos():
+    rng = np.random.default_rng(0)
+    clips = moving_shapes.CLIPS[:40:20]
+    videos = [moving_shapes.draw(clip, rng) for clip in clips]
+    prompts = [moving_shapes.caption(clip) for clip in clips]
+    latents = torch.zeros(2, 4)
+    right, _ = Measures(prompts)(Generated(videos, latents, 1.0))
+    half, _ = Measures(prompts)(Generated([videos[0], videos[0]], latents, 1.0))
+    assert right["caption_accuracy"] == [1.0, 1.0] and half["caption_accuracy"] == [1.0, 0.0]
+    assert "caption_accuracy" not in Measures(prompts)(Generated([v[0] for v in videos], latents, 1.0))[0]
+    scene = shapes.random_scene(rng)
+    pictures = Generated([shapes.draw(scene)], latents[:1], 1.0)
+    assert Measures([shapes.caption(scene)])(pictures)[0] == {"caption_accuracy": [1.0]}
+    assert "caption_accuracy" not in Measures([*prompts, "a fox"])(Generated([*videos, videos[0]], latents, 1.0))[0]
 
 
 class Colours:

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from ditquant.errors import DitQuantError
-from ditquant.evaluation import shapes
+from ditquant.evaluation import moving_shapes, shapes
 from ditquant.evaluation.generate import Generated
 from ditquant.evaluation.metrics import METRICS, sqnr_db
 from ditquant.evaluation.metrics.distributions import fid, kid
 from ditquant.evaluation.networks import Networks
 
+# who reads pictures back, and what shape they must have
+_JUDGES = (
+    (shapes, (shapes.SIZE, shapes.SIZE, 3)),
+    (moving_shapes, (moving_shapes.FRAMES, moving_shapes.SIZE, moving_shapes.SIZE, 3)),
+)
 SETS: dict[str, Callable[[Tensor, Tensor], float]] = {"fid": fid, "kid": kid}
 
 
@@ -82,9 +87,10 @@ def _alone(made: Generated) -> dict[str, list[float]]:
 
 
 def _captions(images: list[np.ndarray], prompts: Sequence[str | int]) -> dict[str, list[float]]:
-    """Return 1 for each picture that shows its caption; nothing if these are not pictures of scenes."""
-    scenes = all(isinstance(prompt, str) and shapes.parse(prompt) is not None for prompt in prompts)
-    if not scenes or any(image.shape != (shapes.SIZE, shapes.SIZE, 3) for image in images):
-        return {}
-    pairs = zip(images, prompts, strict=True)
-    return {"caption_accuracy": [shapes.caption_accuracy([image], [prompt]) for image, prompt in pairs]}
+    """Return 1 for each picture or video that shows its caption; nothing if no judge knows all the captions."""
+    for judge, shape in _JUDGES:
+        known = all(isinstance(prompt, str) and judge.parse(prompt) is not None for prompt in prompts)
+        if known and all(image.shape == shape for image in images):
+            pairs = zip(images, prompts, strict=True)
+            return {"caption_accuracy": [judge.caption_accuracy([image], [prompt]) for image, prompt in pairs]}
+    return {}

@@ -108,18 +108,23 @@ def parse(text: str) -> Scene | None:
     return Scene(ground, tuple(items)) if ground in COLOURS else None
 
 
+def inside(shape: str, y: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
+    """Return whether points, measured from a shape's centre, lie in it."""
+    if shape == "circle":
+        return x**2 + y**2 <= radius**2
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) <= radius
+    if shape == "triangle":
+        return (y <= radius * 0.9) & (y >= -radius * 0.9 + 1.8 * abs(x))
+    return (np.minimum(abs(x), abs(y)) <= radius / 3) & (np.maximum(abs(x), abs(y)) <= radius)
+
+
 def _coverage(shape: str, radius: int) -> np.ndarray:
     """Share of every pixel of a window that the shape covers (4x4 samples a pixel)."""
     n, s = 2 * _HALF + 1 + 2 * _READ_JITTER, 4
     axis = (np.arange(n * s) + 0.5) / s - n / 2
     y, x = np.meshgrid(axis, axis, indexing="ij")
-    inside = {
-        "circle": x**2 + y**2 <= radius**2,
-        "square": np.maximum(abs(x), abs(y)) <= radius,
-        "triangle": (y <= radius * 0.9) & (y >= -radius * 0.9 + 1.8 * abs(x)),
-        "cross": (np.minimum(abs(x), abs(y)) <= radius / 3) & (np.maximum(abs(x), abs(y)) <= radius),
-    }[shape]
-    return inside.reshape(n, s, n, s).mean((1, 3)).astype(np.float32)
+    return inside(shape, y, x, radius).reshape(n, s, n, s).mean((1, 3)).astype(np.float32)
 
 
 _COVERAGE = {(shape, size): _coverage(shape, r) for shape in SHAPES for size, r in RADIUS.items()}
