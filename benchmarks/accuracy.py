@@ -26,10 +26,9 @@ from typing import Any
 import accuracy_model as model
 import torch
 from accuracy_page import write_page
-from accuracy_rows import BITS, METHODS, SEEDS, Row, rows
+from accuracy_rows import BITS, CAPTIONS, FULL, METHODS, SEEDS, Row, rows
 
 from ditquant.atomic import atomic_file
-from ditquant.recipe import Recipe
 
 HERE = Path(__file__).parent
 SETTINGS = {
@@ -51,18 +50,12 @@ def measure(job: tuple[str, Row]) -> tuple[str, dict[str, Any]]:
     """Measure one row, in a process of its own."""
     name, row = job
     begin = time.perf_counter()
-    if row.table == "captions":
-        found = model.captions(None if row.name == "full precision" else row.recipe, row.seed)
+    if row.table == CAPTIONS:
+        found = model.captions(None if row.name == FULL else row.recipe, row.seed)
     else:
         found = model.measured(row.recipe, row.seed, row.prompts, row.salient)
     said = {"table": row.table, "name": row.name, "bits_asked": row.bits, "seed": row.seed}
     return name, said | found | {"seconds": round(time.perf_counter() - begin, 1)}
-
-
-def caption_rows(seeds: int) -> list[Row]:
-    """Rows that paint pictures; full precision has a recipe in name only."""
-    recipe = Recipe.load("lrq-plus-w4a8")
-    return [Row("captions", n, "w4a8", recipe, s) for s in range(seeds) for n in ("full precision", "lrq-plus")]
 
 
 def finished(path: Path, weights: str) -> dict[str, dict[str, Any]]:
@@ -89,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     weights = model.digest()
     done = finished(options.output, weights)
-    wanted = rows(tuple(options.methods), tuple(options.bits), options.seeds) + caption_rows(options.seeds)
+    wanted = rows(tuple(options.methods), tuple(options.bits), options.seeds)
     every = {key(weights, row) for row in wanted}
     if options.only:
         wanted = [row for row in wanted if row.table == options.only]

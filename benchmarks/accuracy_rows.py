@@ -17,8 +17,8 @@ METHODS = (
     "lrq-gptq",
     "lrq-plus",
 )
-BITS = ("w4a8", "w3a8", "w4a4", "w3a4", "w8a8", "w4a6", "w3a6", "w6a6", "w4a16", "w3a16")  # the bars' come first
-BARS = 5  # of them: those and W8A8
+HARD = ("w4a8", "w3a8", "w4a4", "w3a4")  # what the bars are about: measured with all seeds
+BITS = (*HARD, "w8a8", "w6a6", "w4a6", "w3a6", "w4a16", "w3a16")  # the others: with one
 SEEDS = 3
 PROMPTS = 8  # that calibrate; as many others are tested with
 SALIENT_BITS = "w4a4"
@@ -118,6 +118,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 }
 CALIBRATION = "Calibration prompts (lrq-gptq)"
 CALIBRATION_PROMPTS = (1, 2, 8, 32)
+CAPTIONS, FULL = "captions", "full precision"
 SALIENT = "Injected salient channels"
 SALIENT_RECIPES = {
     "none": _twin(transforms=[SMOOTH]),
@@ -129,23 +130,38 @@ SALIENT_METHODS = ("rtn", "smoothquant", "quarot", "duquant", "vidit-q", "svdqua
 
 
 def rows(methods: tuple[str, ...] = METHODS, bits: tuple[str, ...] = BITS, seeds: int = SEEDS) -> list[Row]:
-    """Return all rows, those that the bars are about and the first seed before the others."""
-    found: list[tuple[int, Row]] = []
+    """Return all rows: what the bars need with every seed first, then one seed of what is left."""
+
+    def of(seed: int, widths: tuple[str, ...], names: tuple[str, ...]) -> list[Row]:
+        pairs = [(b, m) for b in widths if b in bits for m in names if m in methods]
+        return [Row("methods", m, b, Recipe.load(f"{m}-{b}"), seed) for b, m in pairs]
+
+    peers, ours = tuple(m for m in METHODS if m != "lrq-plus"), ("lrq-plus",)
+    found = of(0, HARD, METHODS)
     for seed in range(seeds):
-        for b in bits:
-            order = (0 if seed == 0 else 2) if b in BITS[:BARS] else (3 if seed == 0 else 5)
-            found += [(order, Row("methods", method, b, Recipe.load(f"{method}-{b}"), seed)) for method in methods]
-        found += [(1 if seed == 0 else 4, row) for row in _beside(seed)]
-    return [row for _, row in sorted(found, key=lambda entry: entry[0])]
+        found += of(seed, ("w8a8",), ("rtn",)) + of(seed, HARD, peers)
+    found += _salient()
+    for seed in range(seeds):
+        found += of(seed, HARD, ours) + _captions(seed)
+    found += of(0, tuple(b for b in BITS if b not in HARD), METHODS) + _ablations()
+    return [row for i, row in enumerate(found) if row not in found[:i]]
 
 
-def _beside(seed: int) -> list[Row]:
-    """Return the rows of the ablations, the calibration sizes and the injected channels."""
-    found = []
-    for table, (b, variants) in ABLATIONS.items():
-        found += [Row(table, name, b, recipe(name, b, **rule), seed) for name, rule in variants.items()]
-    chosen = Recipe.load("lrq-gptq-w4a8")
-    found += [Row(CALIBRATION, str(n), "w4a8", chosen, seed, prompts=n) for n in CALIBRATION_PROMPTS]
+def _salient() -> list[Row]:
     made = {name: recipe(name, SALIENT_BITS, **rule) for name, rule in SALIENT_RECIPES.items()}
     made |= {method: Recipe.load(f"{method}-{SALIENT_BITS}") for method in SALIENT_METHODS}
-    return found + [Row(SALIENT, name, SALIENT_BITS, r, seed, salient=True) for name, r in made.items()]
+    return [Row(SALIENT, name, SALIENT_BITS, r, 0, salient=True) for name, r in made.items()]
+
+
+def _captions(seed: int) -> list[Row]:
+    """Rows that paint pictures; full precision has a recipe in name only."""
+    chosen = Recipe.load("lrq-plus-w4a8")
+    return [Row(CAPTIONS, name, "w4a8", chosen, seed) for name in (FULL, "lrq-plus")]
+
+
+def _ablations() -> list[Row]:
+    found = []
+    for table, (b, variants) in ABLATIONS.items():
+        found += [Row(table, name, b, recipe(name, b, **rule), 0) for name, rule in variants.items()]
+    chosen = Recipe.load("lrq-gptq-w4a8")
+    return found + [Row(CALIBRATION, str(n), "w4a8", chosen, 0, prompts=n) for n in CALIBRATION_PROMPTS]

@@ -1,17 +1,23 @@
 """Measure calibration block by block on PixArt-XL/2 (0.6 billion random weights, 256 tokens): time and memory.
 
     python benchmarks/calibration.py               # some minutes; writes benchmarks/results/calibration.json
+    python benchmarks/calibration.py --max-memory 1.1GiB     # the same model in files, its blocks read one at a time
 
 4 prompts (random embeddings of 120 tokens), 4 steps of DPM-Solver++, both guidance branches in one call: 16 calls of
-512 tokens, all of them recorded. Bars on two cores: 6 minutes, and 4 GiB above the model.
+512 tokens, all of them recorded. Bars on two cores: 6 minutes, and 4 GiB above the model. With --max-memory the weights
+are saved in float32 and quantized data-free by the command, in a process of its own whose peak is read.
 """
 
 import argparse
 import json
 import platform
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
@@ -67,12 +73,57 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+COMMAND = """
+import sys
+from pathlib import Path
+from ditquant.cli import main
+main()
+print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+"""
+
+
+def within(limit: str, recipe: str, layers: int) -> dict[str, Any]:
+    """Quantize the model in files with the command, and return what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = build(layers)
+        weights = sum(p.numel() for p in model.parameters())
+        model.save_pretrained(f"{folder}/full", max_shard_size="500MB")
+        stored = sum(file.stat().st_size for file in Path(folder, "full").glob("*.safetensors"))
+        del model
+        words = ["quantize", f"{folder}/full", "--recipe", recipe, "-o", f"{folder}/made", "--max-memory", limit]
+        wall = time.perf_counter()
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", COMMAND, *words], capture_output=True, text=True)
+        wall = time.perf_counter() - wall
+    if run.returncode:
+        raise SystemExit(run.stderr)
+    peak = int(run.stdout.split("VmHWM:")[1].split()[0]) * 1024
+    print(run.stderr.splitlines()[0])
+    return {
+        "recipe": recipe,
+        "blocks": layers,
+        "weights": weights,
+        "limit": limit,
+        "files_gib": round(stored / GIB, 2),
+        "peak_gib": round(peak / GIB, 2),
+        "wall_s": round(wall, 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="lrq-w4a8")
     parser.add_argument("--layers", type=int, default=28, help="fewer blocks for a quick look")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "calibration.json")
+    parser.add_argument("--max-memory", help="a limit for the command, such as 1.1GiB")
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    name = "calibration_max_memory.json" if options.max_memory else "calibration.json"
+    output = options.output or Path(__file__).parent / "results" / name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if options.max_memory:
+        found = within(options.max_memory, options.recipe, options.layers)
+        print(found)
+        output.write_text(json.dumps(found | {"threads": torch.get_num_threads()}, indent=1) + "\n")
+        return
     model = build(options.layers)
     weights = sum(p.numel() for p in model.parameters())
     before = resident_bytes()
@@ -98,9 +149,8 @@ def main() -> None:
         f"({cpu:.0f} s of processor time, {torch.get_num_threads()} threads; bar 360 s on two cores), "
         f"{result['above_model_gib']:.2f} GiB above the model's {result['model_gib']:.2f} (bar 4)"
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {options.output}")
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":

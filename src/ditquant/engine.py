@@ -34,6 +34,7 @@ from ditquant.integrations.attention import attend_by, entry, plan_of
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
 from ditquant.nn import QuantLinear, set_module
+from ditquant.on_disk import held
 from ditquant.pipelines import conditions, settings_of
 from ditquant.quantizers import NEEDS_GRAM, check_options, reads_curvature, reads_data
 from ditquant.recipe import Recipe, Rule
@@ -56,6 +57,7 @@ def quantize(
     work_dir: str | os.PathLike | None = None,
     max_calls: int = MAX_CALLS,
     settings: Mapping[str, float | None] | None = None,
+    recorded_bytes: int | None = None,
 ) -> QuantPlan:
     """Quantize a diffusers pipeline's transformers, or any module, in place; return what was decided.
 
@@ -66,6 +68,8 @@ def quantize(
     the quantized blocks before it make of them. Without prompts and forward, whatever needs data is left out of the
     recipe: no smoothing, Hadamard rotation for every layer, and a plain weight fit. Equal arguments give equal bits.
     Nothing is changed if an error is raised.
+
+    Recorded calls take up to `recorded_bytes` of memory, 2 GiB by default, and lie on disk beyond it.
 
     `work_dir` keeps what is finished: killed and called again with equal arguments (an equal `forward` is up to the
     caller), the run goes on at the block where it was, and ends with the same bits. Delete the folder afterwards.
@@ -93,7 +97,7 @@ def quantize(
     chosen |= {"settings": settings, "max_calls": max_calls}
     missed: list[str] | None = [] if run else None
     parts = [_part(name, part, matched[name], seed, missed) for name, part in parts_of.items()]
-    made = _fit_layers(model, parts, run, max_calls, work_dir, chosen) if recipe.rules else {}
+    made = _fit_layers(model, parts, run, max_calls, work_dir, chosen, recorded_bytes) if recipe.rules else {}
     if missed:
         log.warning(
             "calibration never reached %d layers, which are quantized data-free: %s%s",
@@ -115,7 +119,13 @@ def quantize(
 
 
 def _fit_layers(
-    model: Any, parts: Sequence[Part], run: Callable[[], object] | None, max_calls: int, work_dir: Any, chosen: dict
+    model: Any,
+    parts: Sequence[Part],
+    run: Callable[[], object] | None,
+    max_calls: int,
+    work_dir: Any,
+    chosen: dict,
+    recorded_bytes: int | None,
 ) -> dict[str, dict[str, QuantLinear]]:
     if run is None and any(part.data for part in parts):
         log.warning(
@@ -124,7 +134,7 @@ def _fit_layers(
         )
     work = None if work_dir is None else WorkFolder(work_dir, describe_models(model, parts) | chosen)
     made: dict[str, dict[str, QuantLinear]] = {}
-    with TensorStore() as store:
+    with TensorStore(recorded_bytes) as store:
         recordings = {} if run is None else record_parts(parts, run, store, max_calls, work)
         for part in parts:
             if part.name in recordings:
@@ -236,7 +246,9 @@ def _part(
     def make(layer_name: str, stats: Mapping[str, LayerStats]) -> QuantLinear:
         if missed is not None and layer_name in data and layer_name not in stats:
             missed.append(layer_name)
-        return quantize_layer(model.get_submodule(layer_name), *rules[layer_name], stats, seed)
+        linear = model.get_submodule(layer_name)
+        with held(linear):
+            return quantize_layer(linear, *rules[layer_name], stats, seed)
 
     grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
     curved = [layer.name for layer, rule in matched if reads_curvature(rule.quantizer_options)]

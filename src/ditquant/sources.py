@@ -101,7 +101,7 @@ def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> Any:
 
     folder = source.local()
     _refuse_foreign_code(source, folder)
-    with _loading(source.name):
+    with loading(source.name):
         parts = {n: _load_part(folder, n, config, dtype) for n, config in source.transformers().items()}
         if not source.is_pipeline:
             return parts[""].to(device)
@@ -127,7 +127,7 @@ def _load_part(folder: Path, name: str, config: dict[str, Any], dtype: torch.dty
 
 
 @contextlib.contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
     """Say in one line what went wrong, whatever a damaged file makes the libraries raise."""
     try:
         with quiet_libraries():

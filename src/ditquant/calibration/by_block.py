@@ -11,16 +11,17 @@ from tqdm import tqdm
 from ditquant.calibration.collect import check_finite, collect, watched
 from ditquant.calibration.curvature import curvatures
 from ditquant.calibration.decoded import decoded_once
-from ditquant.calibration.part import Part
+from ditquant.calibration.part import Part, statistics_bytes
 from ditquant.calibration.record import Recording, can_walk, empty_recording, record
 from ditquant.calibration.store import TensorStore
 from ditquant.calibration.walk import Step, Walk, problem_of
 from ditquant.calibration.work import WorkFolder
 from ditquant.models import family_of
 from ditquant.nn import QuantLinear
+from ditquant.on_disk import held
 from ditquant.progress import bar as progress_bar
 from ditquant.progress import say
-from ditquant.stats import SAMPLE_SIZE, LayerStats
+from ditquant.stats import LayerStats
 
 log = logging.getLogger(__name__)
 _FIT_SECONDS = 2.5e-7  # a weight: Twin-Log on one core, for the first estimate
@@ -79,14 +80,16 @@ def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = 
                 if i == ready - 1:
                     work.restore(stage.unit, walk)
                 continue
-            made |= _quantize_block(part, walk, step, stage.data, stage.new, bar)
-            if i < last:
-                inside = {name: made[name] for name in stage.inside}
-                with part.swapped(inside), decoded_once(inside.values()):
-                    walk.run(step, carry=True)
+            with held(step.block):
+                made |= _quantize_block(part, walk, step, stage.data, stage.new, bar)
+                if i < last:
+                    inside = {name: made[name] for name in stage.inside}
+                    with part.swapped(inside), decoded_once(inside.values()):
+                        walk.run(step, carry=True)
             if work is not None:
-                before = stages[i - 1].unit if i else None
-                work.save(stage.unit, {n: made[n] for n in stage.new}, walk if i < last else None, before)
+                new, before = {name: made[name] for name in stage.new}, stages[i - 1].unit if i else None
+                work.save(stage.unit, new, walk if i < last else None, before)
+                part.let_go(new)
     return made
 
 
@@ -135,7 +138,9 @@ def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int
     """Say how much there is to do, and what it takes; `kept` recordings lie in a work folder too."""
     store, calls = recording.store, len(recording.lists[0].calls)
     disk = store.disk_bytes + kept * (store.disk_bytes + store.memory_bytes)
-    statistics = max(sum(map(partial(_statistics_bytes, part), stage.data)) for stage in stages)
+    statistics = max(
+        sum(statistics_bytes(part.layers[n], n in part.grams, n in part.curved) for n in stage.data) for stage in stages
+    )
     weights = sum(part.layers[name].parameters for stage in stages[ready:] for name in stage.new)
     blocks = sum(1 for stage in stages[ready:] if stage.data)
     seconds = 2 * recording.seconds_per_call * calls * blocks / len(stages) + weights * _FIT_SECONDS
@@ -146,9 +151,3 @@ def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int
         f"{disk / _MIB:.0f} MiB of disk, a block's statistics up to {statistics / _MIB:.0f} MiB; "
         f"about {max(1, round(seconds / 60))} min"
     )
-
-
-def _statistics_bytes(part: Part, name: str) -> int:
-    width, outputs = part.layers[name].in_features, part.layers[name].out_features
-    curvature = 4 * outputs**2 if name in part.curved else 0
-    return 4 * width * (SAMPLE_SIZE + (width if name in part.grams else 0)) + curvature

@@ -17,6 +17,7 @@ from ditquant.calibration.record import ListRecord, Recording
 from ditquant.calibration.store import Ref
 from ditquant.calibration.walk import Walk
 from ditquant.nn import QuantLinear
+from ditquant.on_disk import Place, tensor_places
 from ditquant.specs import LayerPlan
 
 _CALLS, _PLANS, _LAYERS, _CARRIED = "calls.json", "plans.json", "layers.safetensors", "carried"
@@ -82,6 +83,17 @@ def save_layers(folder: Path, layers: Mapping[str, QuantLinear]) -> None:
     tensors = {f"{n}/{key}": t.contiguous() for n, layer in layers.items() for key, t in _state(layer).items()}
     save_file(tensors, folder / _LAYERS)
     (folder / _PLANS).write_text(json.dumps(plans))
+
+
+def layer_places(work: Path, part: str = "") -> dict[str, Place]:
+    """Return where the tensors of all quantized layers of a part lie in a work folder, by their names in the model."""
+    found = {}
+    for folder in work.glob(f"{part}.*" if part else "*"):
+        if (folder / _LAYERS).exists():
+            for key, place in tensor_places(folder).items():
+                layer, _, own = key.partition("/")
+                found[f"{layer}.{own}"] = place
+    return found
 
 
 def load_layers(folder: Path, linears: Mapping[str, nn.Linear]) -> dict[str, QuantLinear]:

@@ -29,6 +29,7 @@ def quantize_one_pass(
                 made[name] = part.make(name, seen)
                 if work is not None:
                     work.save(part.unit(name), {name: made[name]})
+                    part.let_go({name: made[name]})
             else:
                 made |= work.load(part.unit(name), part.linears([name]))
     return made

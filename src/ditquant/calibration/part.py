@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ditquant.errors import DitQuantError
 from ditquant.models import Layer
 from ditquant.nn import QuantLinear, set_module
-from ditquant.stats import LayerStats
+from ditquant.on_disk import held, lies_on_disk
+from ditquant.stats import SAMPLE_SIZE, LayerStats
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Part:
         """Name a piece of work after this part."""
         return f"{self.name}.{name}" if self.name else name
 
+    def let_go(self, made: Mapping[str, QuantLinear]) -> None:
+        """Empty quantized layers that a work folder holds, if the model's blocks are not in memory either."""
+        if lies_on_disk(self.model):
+            for layer in made.values():
+                layer.to("meta")
+
     def never_reached(self) -> DitQuantError:
         """Make the error for a calibration that ran none of the layers that need it."""
         what = repr(self.name) if self.name else f"this {type(self.model).__name__}"
@@ -62,17 +69,28 @@ class Part:
                 set_module(self.model, alias, module)
 
 
+def statistics_bytes(layer: Layer, gram: bool, curved: bool = False) -> int:
+    """Return the memory of a layer's statistics."""
+    curvature = 4 * layer.out_features**2 if curved else 0
+    return 4 * layer.in_features * (SAMPLE_SIZE + (layer.in_features if gram else 0)) + curvature
+
+
 def check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
     """Refuse weights that are not loaded, or not finite."""
     for layer in layers:
-        weight = model.get_submodule(layer.name).weight
-        if weight.is_meta:
-            raise DitQuantError(
-                f"the weight of {layer.name!r} is not loaded. Quantize before offloading, on the CPU or one device."
-            )
-        if not weight.dtype.is_floating_point or weight.element_size() == 1:
-            raise DitQuantError(
-                f"the weight of {layer.name!r} is stored as {weight.dtype}. Load the model in bfloat16 or float32."
-            )
-        if not bool(torch.isfinite(weight).all()):
-            raise DitQuantError(f"the weight of {layer.name!r} holds NaN or infinite values. Check the checkpoint.")
+        linear = model.get_submodule(layer.name)
+        with held(linear):
+            _check_weight(layer.name, linear.weight)
+
+
+def _check_weight(name: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise DitQuantError(
+            f"the weight of {name!r} is not loaded. Quantize before offloading, on the CPU or one device."
+        )
+    if not weight.dtype.is_floating_point or weight.element_size() == 1:
+        raise DitQuantError(
+            f"the weight of {name!r} is stored as {weight.dtype}. Load the model in bfloat16 or float32."
+        )
+    if not bool(torch.isfinite(weight).all()):
+        raise DitQuantError(f"the weight of {name!r} holds NaN or infinite values. Check the checkpoint.")

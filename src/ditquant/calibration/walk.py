@@ -13,6 +13,7 @@ from ditquant.calibration.arguments import Carried
 from ditquant.calibration.record import ListRecord, Recording
 from ditquant.calibration.store import Ref, TensorStore
 from ditquant.errors import first_line
+from ditquant.on_disk import held
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Walk:
 
     def run(self, step: Step, carry: bool) -> None:
         """Run a block on every recorded call; with `carry` its results become the arguments of the next."""
+        with held(step.block):
+            self._run(step, carry)
+
+    def _run(self, step: Step, carry: bool) -> None:
         for call in step.list.calls:
             carried = self.carried.get(call, {})
             returned = _call(step, _arguments(step, call, carried), self.store)
@@ -70,7 +75,8 @@ def problem_of(recording: Recording) -> str:
         for position, (name, block) in enumerate(one.blocks):
             step = Step(one, position, name, block)
             try:
-                carried = one.name(_call(step, _arguments(step, one.probe, carried), recording.store))
+                with held(block):
+                    carried = one.name(_call(step, _arguments(step, one.probe, carried), recording.store))
             except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
                 return f"{name!r} cannot be run alone: {first_line(error)}"
         if not all(_close(carried[name], one.results[name]) for name in one.outputs):

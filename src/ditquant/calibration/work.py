@@ -28,6 +28,7 @@ from ditquant.calibration.record import Recording
 from ditquant.calibration.walk import Walk
 from ditquant.errors import DitQuantError
 from ditquant.nn import QuantLinear
+from ditquant.on_disk import values
 
 _RUN = "run.json"
 _SAMPLED = 256  # values of every weight that are looked at
@@ -126,7 +127,7 @@ def _config(component: Any) -> dict[str, Any]:
 def _sample_weights(model: nn.Module) -> str:
     """Digest names, shapes and some values of all weights: telling two models apart need not read them whole."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in values(model):
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())

@@ -34,6 +34,7 @@ from ditquant.errors import DitQuantError
 if TYPE_CHECKING:
     from ditquant.recipe import Recipe
     from ditquant.sources import Source
+    from ditquant.specs import QuantPlan
 
 
 def quantize(
@@ -62,6 +63,9 @@ def quantize(
     work_dir: Annotated[
         Path | None, typer.Option(help="Folder that keeps what is finished: the same command goes on there.")
     ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Read the model block by block and take no more memory, such as 4GiB.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Quantize MODEL with a recipe and save it.
@@ -69,7 +73,8 @@ def quantize(
     --prompts calibrate: eight are usual, and not those you test with. They are generated with --steps, --guidance,
     --height, --width and --frames, the pipeline's own by default. A run with --work-dir that was killed goes on at
     the block where it was; the folder is deleted when the model is saved. --recipe auto chooses the bits of every layer
-    by how much the prediction feels its error, within --bits, and shows what other budgets would bring.
+    by how much the prediction feels its error, within --bits, and shows what other budgets would bring. --max-memory
+    quantizes models that are larger than the memory, on the CPU and in float32; every call reads its blocks again.
 
     --attention paro --density 0.3 --qk 8 --pv 8 lets the tokens of every head attend in an order of their own, leaves
     tiles out and multiplies integers; without --recipe the weights stay as they are.
@@ -83,13 +88,18 @@ def quantize(
             "bits": bits,
             "work-dir": work_dir,
             "steps": steps,
+            "max-memory": max_memory,
         }
         deploy_plan(model, plan, output, given, pick_device(device), dtype, overwrite)
         return
 
+    import torch
+
     from ditquant import sources
-    from ditquant.calibration.work import check_work, clear_work
+    from ditquant.calibration.work import check_work
     from ditquant.engine import quantize as run
+    from ditquant.max_memory import parse_size
+    from ditquant.out_of_core import quantize_on_disk
 
     texts = None if prompts is None else read_prompts(prompts)
     rules = with_attention(recipe, wanted, bits, texts)
@@ -105,16 +115,33 @@ def quantize(
         raise DitQuantError("steps, guidance and sizes are for calibration. Give --prompts, or leave them out.")
     check_recipe(source, rules)
     check_attention(source, rules, texts)
+    if max_memory is not None:
+        if compute != torch.float32 or device != "cpu" or bits is not None:
+            raise DitQuantError("--max-memory is for the CPU, float32 and a recipe. Leave out what asks for more.")
+        limit = parse_size(max_memory)
+        given = {"prompts": texts, "seed": seed, "settings": settings, "work_dir": work_dir, "overwrite": overwrite}
+        loaded, made = quantize_on_disk(source, rules, output, limit, **given)
+        finish(loaded, source, output, rules.name, made, work_dir)
+        return
     loaded = sources.load(source, compute, device)
     if bits is not None and texts is not None:
         rules = spend(loaded, bits, texts, seed, settings)
     made = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
     save(loaded, source, output, overwrite)
+    finish(loaded, source, output, rules.name, made, work_dir)
+
+
+def finish(
+    loaded: Any, source: Source, output: Path, recipe: str, plan: QuantPlan, work_dir: Path | None = None
+) -> None:
+    """Delete the work, and say what was made."""
+    from ditquant.calibration.work import clear_work
+
     if work_dir is not None:
         clear_work(work_dir)
-    for line in summary(loaded, source, rules.name):
+    for line in summary(loaded, source, recipe):
         print(line)
-    print(f"saved to {output} (plan {made.hash()})")
+    print(f"saved to {output} (plan {plan.hash()})")
 
 
 def deploy_plan(
@@ -135,9 +162,7 @@ def deploy_plan(
     loaded = sources.load(source, pick_dtype(dtype, device), device)
     made = deploy(loaded, found, model_digest(loaded))
     save(loaded, source, output, overwrite)
-    for line in summary(loaded, source, found.recipe.name):
-        print(line)
-    print(f"saved to {output} (plan {made.hash()})")
+    finish(loaded, source, output, found.recipe.name, made)
 
 
 def check_recipe(source: Source, recipe: Recipe) -> None:

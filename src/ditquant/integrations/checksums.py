@@ -33,6 +33,7 @@ def describe(model: nn.Module, state_dict: Mapping[str, Tensor], plan: QuantPlan
     Raises:
         DitQuantError: the state dict is not that of the quantized model alone, or not in memory.
     """
+    tensors = {}
     for name, tensor in state_dict.items():
         if ".base_layer." in name:
             raise DitQuantError(
@@ -41,7 +42,7 @@ def describe(model: nn.Module, state_dict: Mapping[str, Tensor], plan: QuantPlan
             )
         if tensor.is_meta:
             raise DitQuantError(f"{name!r} is offloaded. Save the model before offloading it.")
-    tensors = {name: checksum(tensor) for name, tensor in state_dict.items()}
+        tensors[name] = checksum(tensor)
     return json.dumps({"tensors": tensors, "config": config_of(model), "plan": plan.hash()}, sort_keys=True)
 
 
