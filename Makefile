@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(wildcard src/ditquant/kernels/cpu/native/*)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/python -m ditquant demo -o out/demo --overwrite
@@ -22,6 +22,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/rotation.py
 	$(BIN)/python benchmarks/speed.py --load
 	$(BIN)/python benchmarks/calibration.py
+
+# in the environment of PYTHON, which has a torch with CUDA and Triton; writes benchmarks/results/gpu.json
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
 
 $(READY): pyproject.toml constraints.txt setup.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

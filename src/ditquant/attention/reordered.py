@@ -11,6 +11,7 @@ from ditquant.attention.rounding import check_bits
 from ditquant.attention.seen import check_finite
 from ditquant.attention.stripes import choose_kernel
 from ditquant.errors import DitQuantError
+from ditquant.kernels.report import report
 
 
 def attend(
@@ -41,6 +42,12 @@ def attend(
     index = grid.indices(order)
     if keep is None and qk_bits is None and pv_bits is None:
         return kernels.attention(q, k, v)  # which the order does not change
+    slow = kernels.triton.why_not_attend(q)
+    if slow is None:
+        report("attention over tiles by the Triton kernels")
+        return kernels.triton.attend_triton(q, k, v, index.to(q.device), keep, qk_bits, pv_bits)
+    if q.device.type == "cuda":
+        report("attention over tiles by torch", slow)
     if q.device.type == "cpu" and use_tiles(q, k, v, qk_bits, pv_bits):
         return attend_compiled(q, k, v, index, keep, qk_bits, pv_bits)
     index = index.to(q.device)

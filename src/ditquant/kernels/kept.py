@@ -7,8 +7,11 @@ for those. Values written in place through `.data` are not counted by torch eith
 
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ditquant.formats import PackedWeight
@@ -23,6 +26,10 @@ def keep(weight: PackedWeight, kind: str, make: Callable[[], Any]) -> Any:
     stamp = _stamp(weight)
     if stamp is None:
         return make()
+    if weight.codes.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return make()  # its memory belongs to the graph
+        make = partial(_apart, make, weight.codes.device)
     of_storage = _of_storage(weight.codes)
     offset = weight.codes.storage_offset()
     if offset not in of_storage or of_storage[offset][0] != stamp:
@@ -31,6 +38,20 @@ def keep(weight: PackedWeight, kind: str, make: Callable[[], Any]) -> Any:
     if kind not in made:
         made[kind] = make()
     return made[kind]
+
+
+def _apart(make: Callable[[], Any], device: torch.device) -> Any:
+    """Make it in another thread: what this one allocates may be in the pool of a CUDA graph, which uses it again."""
+
+    @torch.no_grad()
+    def work() -> Any:
+        with torch.cuda.device(device):
+            made = make()
+            torch.cuda.current_stream().synchronize()
+        return made
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def forget_decoded(codes: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The product of a linear layer on packed weights: a torch reference, INT8 through `torch._int_mm`, compiled kernels.
+"""The product of a linear layer on packed weights: a torch reference, INT8 through `torch._int_mm`, kernels.
 
 All take the transformed input and return it in its own dtype; every faster kernel must agree with the reference.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditquant.formats import PackedWeight
-from ditquant.kernels import cpu
+from ditquant.kernels import cpu, triton
 from ditquant.kernels.activation import fake_quantize, quantize_activation
 from ditquant.kernels.cpu.ops import FEW_TOKENS
 from ditquant.kernels.grouped import group_of, group_weight, linear_grouped, why_not_grouped
@@ -36,6 +36,12 @@ def linear(
     A `rotation` of the input is taken where `takes_rotation` says so; `decoded` keeps the decoded weight for later
     calls, where the integer product is taken.
     """
+    slow = triton.why_not_triton(x, weight, activation)
+    if slow is None:
+        report("products by the Triton kernels")
+        return triton.linear_triton(x, weight, activation, bias, rotation, decoded)
+    if x.device.type == "cuda":
+        report("the Triton kernels are not taken", slow)
     reason = why_not_int8(x, weight, activation)
     if reason == GROUPS and CPU_HAS_INT8 and x.device.type == "cpu":
         return _linear_groups(x, weight, activation, bias, rotation, decoded)
@@ -106,12 +112,23 @@ def linear_int8(
 
 def takes_rotation(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> bool:
     """Say whether `linear` smooths and rotates this input itself, in the pass that quantizes it."""
-    if activation is None or activation.granularity not in ("token", "group") or x.device.type != "cpu":
+    if activation is None or activation.granularity not in ("token", "group"):
+        return False
+    if triton.why_not_triton(x, weight, activation) is None:
+        return True
+    if x.device.type != "cpu":
         return False
     reason = why_not_int8(x, weight, activation)
     if reason == GROUPS and CPU_HAS_INT8:
         return cpu.why_not_groups(x, weight, activation) is None
     return reason is None and cpu.why_not_vnni(x, weight) is None
+
+
+def rotates(block: int, device: torch.device) -> bool:
+    """Say whether kernels on a device rotate blocks of this width: powers of two, on CUDA from 16 to 128."""
+    if triton.why_not(device) is None:
+        return triton.rotates(block)
+    return block >= 2 and block & (block - 1) == 0
 
 
 def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) -> str | None:

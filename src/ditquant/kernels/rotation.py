@@ -18,8 +18,3 @@ class Rotation:
     signs1: Tensor | None = None
     permutation: Tensor | None = None
     signs2: Tensor | None = None
-
-
-def rotates(block: int) -> bool:
-    """Say whether kernels rotate blocks of this width: powers of two have a fast Walsh-Hadamard transform."""
-    return block >= 2 and block & (block - 1) == 0

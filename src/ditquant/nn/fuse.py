@@ -23,7 +23,7 @@ def fuse(transforms: Iterable[nn.Module], device: torch.device) -> Rotation | No
     if not left:
         return Rotation(factor)
     last = left[0]
-    if len(left) > 1 or type(last) not in (Hadamard, FastDualRotation) or not rotates(last.block):
+    if len(left) > 1 or type(last) not in (Hadamard, FastDualRotation) or not rotates(last.block, device):
         return None
     if type(last) is Hadamard:
         return Rotation(factor, last.block, last.signs)
