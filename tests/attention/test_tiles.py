@@ -36,6 +36,20 @@ def test_statistics_are_those_of_the_map(grid):
         assert torch.equal(stats.entries, every(tiles, lambda t: torch.tensor(t[0].numel())))
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_statistics_in_float32_too(grid, size):
+    q, k, _ = some_qkv(grid, 3, size, batch=2)
+    q, k = (x.float().flatten(0, 1) for x in (q, k))
+    stripes = torch.arange(grid.tiles).flip(0)[: 1 + grid.tiles // 2]
+    found, exact = (tile_stats(x, y, 3e-3, stripes) for x, y in ((q, k), (q.double(), k.double())))
+    assert found.total.dtype == torch.float32
+    assert torch.allclose(found.total.double(), exact.total, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found.largest.double(), exact.largest, rtol=1e-4, atol=1e-6)
+    assert (found.small - exact.small).abs().sum() <= 1e-4 * exact.entries.sum() * len(q) + 2  # entries at eps
+    assert torch.equal(found.entries, exact.entries)
+
+
 def test_some_stripes_are_those_rows_of_tiles():
     q, k, _ = some_qkv(VIDEO, 2, 12)
     stripes = torch.tensor([1, 4, 7])

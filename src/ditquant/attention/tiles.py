@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditquant.attention.grid import TILE
+from ditquant.kernels.cpu.tiles import map_tiles, why_not_map_tiles
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,24 @@ def tile_stats(
 ) -> TileStats:
     """Reduce the attention map of reordered tokens; `stripes` are the rows of tiles to look at, all if None.
 
-    Computed in float32, in float64 for float64. Memory: N * 64 * S numbers at a time.
+    Computed in float32, in float64 for float64. Memory: N * 64 * S numbers at a time, by the compiled kernel 6 * S.
     """
     tokens = q.shape[-2]
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q, k = q.to(wide) * q.shape[-1] ** -0.5, k.to(wide)
     widths = torch.full((-(-tokens // TILE),), TILE)
     widths[-1] = tokens - TILE * (len(widths) - 1)
     stripes = torch.arange(len(widths)) if stripes is None else stripes
+    entries = (widths[stripes][:, None] * widths).to(q.device)
+    if why_not_map_tiles(q) is None:
+        return TileStats(*map_tiles(q, k, stripes, q.shape[-1] ** -0.5, eps), entries)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    q, k = q.to(wide) * q.shape[-1] ** -0.5, k.to(wide)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in stripes.tolist():
         p = (q[:, i * TILE : (i + 1) * TILE] @ k.mT).softmax(-1)
         tiles = _split(p)
         found.append((tiles.sum(-1).sum(1), tiles.amax(-1).amax(1), _split(p < eps).sum(-1).sum(1)))
     total, largest, small = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
-    return TileStats(total, largest, small, (widths[stripes][:, None] * widths).to(q.device))
+    return TileStats(total, largest, small, entries)
 
 
 def _split(p: Tensor) -> Tensor:

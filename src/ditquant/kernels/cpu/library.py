@@ -35,6 +35,10 @@ _SIGNATURES = {
         *(_POINTER, _INT, _INT64, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER),
         *(_INT, _INT, _FLOAT, _INT64, _POINTER, _POINTER, _POINTER, _INT),
     ],
+    "ditquant_tiles": [
+        *(_POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64, _INT64, _FLOAT, _FLOAT),
+        *(_POINTER, _POINTER, _POINTER, _INT),
+    ],
 }
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
