@@ -6,8 +6,10 @@ Every call of every step is seen, in both guidance branches.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ditquant.attention import AttentionSpec, StepClock, TokenGrid, record_attention, step_bins
@@ -52,8 +54,10 @@ class Watch:
             self.timesteps[self.clock.step] = self.clock.timestep
 
 
-def fit_runs(model: nn.Module, run: Callable[[], object], spec: AttentionSpec) -> AttentionFit:
+def fit_runs(model: nn.Module, run: Callable[[], object], spec: AttentionSpec, reorder: bool = True) -> AttentionFit:
     """Fit a plan to what `run()` makes a model do, which is asked once, and once more if tiles are left out.
+
+    Without `reorder` every head keeps the tokens' own order, as a measure of what the orders bring.
 
     Raises:
         DitQuantError: a class of model without a processor, a run that does not reach the model, runs of several
@@ -77,6 +81,8 @@ def fit_runs(model: nn.Module, run: Callable[[], object], spec: AttentionSpec) -
         steps = (0,) * count
     timesteps = tuple(watch.timesteps[step] for step in range(count)) if watch.timesteps else ()
     plan = plan_of_orders(scores, watch.grid, spec.criterion, steps, *bits, timesteps)
+    if not reorder:
+        plan = replace(plan, orders=torch.zeros_like(plan.orders))
     if spec.density is None:
         return AttentionFit(plan, scores, None, None)
     tiles = SeenTiles(watch.grid, plan.orders)
