@@ -83,7 +83,7 @@ def measured(recipe: Recipe, seed: int, prompts: int, salient: bool) -> dict[str
     full = pipe.transformer
     model = copy.deepcopy(full)
     injected = inject(model) if salient else []
-    forward = partial(_run_all, calibration)
+    forward = partial(run_all, calibration)
     ditquant.quantize(model, recipe, forward=forward, seed=seed, max_calls=len(calibration))
     try:
         pipe.transformer = model
@@ -112,7 +112,7 @@ def captions(recipe: Recipe | None, seed: int) -> dict[str, Any]:
         if recipe is not None:
             pipe.transformer = copy.deepcopy(full)
             calibration = calls(8, seed)
-            forward = partial(_run_all, calibration)
+            forward = partial(run_all, calibration)
             ditquant.quantize(pipe.transformer, recipe, forward=forward, seed=seed, max_calls=len(calibration))
         made = generate(pipe, texts, seeds=2000 + 100 * seed, steps=STEPS, batch_size=32, progress=False)
     finally:
@@ -121,6 +121,6 @@ def captions(recipe: Recipe | None, seed: int) -> dict[str, Any]:
     return {"caption_accuracy": [shapes.caption_accuracy([image], [text]) for image, text in pairs]}
 
 
-def _run_all(calibration: list[tuple[tuple, dict]], model: nn.Module) -> None:
+def run_all(calibration: list[tuple[tuple, dict]], model: nn.Module) -> None:
     for args, kwargs in calibration:
         model(*args, **kwargs)

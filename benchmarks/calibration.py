@@ -77,8 +77,10 @@ COMMAND = """
 import sys
 from pathlib import Path
 from ditquant.cli import main
-main()
-print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+try:
+    main()
+finally:
+    print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 
 

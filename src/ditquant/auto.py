@@ -88,7 +88,11 @@ def choose(
     base = Recipe.load(base)
     matched = match(part, base)
     ways = measure(name, part, matched, runner(model, prompts, forward, seed, settings or {}), seed, max_calls)
-    weights = sum(layer.parameters for layer, _ in matched)
+    return spend(ways, sum(layer.parameters for layer, _ in matched), bits)
+
+
+def spend(ways: Mapping[str, Sequence[Way]], weights: int, bits: float) -> Auto:
+    """Return the recipe of least error among those of at most `bits` a weight, from the measured ways of all layers."""
     path = descend(ways)
     fitting = [step for step in path if 8 * sum(w.size for w in step.values()) / weights <= bits]
     if not fitting:

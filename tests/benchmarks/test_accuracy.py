@@ -84,3 +84,25 @@ def test_a_finished_row_is_known_by_its_weights_and_recipe(tmp_path):
     assert finished(path, "a") == {"x": {}} and finished(path, "b") == {}
     every = rows()
     assert len({key("a", r) for r in every}) == len(every)
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have():
+    from accuracy_page import Found, bars
+
+    rows = [made("lrq-plus", "w4a8", [36.0, 38.0]), made("rtn", "w8a8", [35.0, 36.0])]
+    rows.append(made("rtn", "w8a8", [90.0, 90.0]) | {"seed": 1})
+    (line,) = [line for line in bars(Found(rows)).splitlines() if "beats rtn at W8A8" in line]
+    assert "37.00 against rtn's 35.50" in line and line.endswith("| 1 | met |")
+    assert "not measured" in bars(Found(rows[:1] + rows[2:]))
+
+
+def test_what_the_bars_need_has_three_seeds_and_the_rest_one():
+    from accuracy_rows import HARD, METHODS, rows
+
+    found = [(row.table, row.name, row.bits, row.seed) for row in rows()]
+    assert len(found) == len(set(found))
+    for method in METHODS:
+        for bits in HARD:
+            assert {s for t, n, b, s in found if (t, n, b) == ("methods", method, bits)} == {0, 1, 2}
+        assert {s for t, n, b, s in found if (t, n, b) == ("methods", method, "w6a6")} == {0}
+    assert {s for t, n, b, s in found if (t, n, b) == ("methods", "rtn", "w8a8")} == {0, 1, 2}
