@@ -1,15 +1,20 @@
 """The Triton kernels in Triton's interpreter, in a process of its own; and who is told why they are not taken."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ditquant.formats import PackedWeight
 from ditquant.kernels import triton
+from ditquant.kernels.kept import keep
 from ditquant.kernels.triton import available
 from ditquant.quantizers import QUANTIZERS
 from ditquant.specs import ActSpec, WeightSpec
@@ -91,3 +96,30 @@ def test_inputs_that_are_not_taken_are_told_why(monkeypatch):
     weight = some_weight()
     assert triton.why_not_triton(torch.zeros(0, 96), weight, ActSpec(8)) == "there are no tokens"
     assert "do not take torch.float64" in triton.why_not_triton(torch.zeros(2, 96).double(), weight, ActSpec(8))
+
+
+class OnCard(torch.Tensor):
+    """A tensor that says it is on a card."""
+
+    is_cuda = True
+
+
+def test_what_is_kept_is_made_in_another_thread_and_not_while_a_graph_is_captured(monkeypatch):
+    """A CUDA graph's memory takes what its thread allocates, and is used again by the next replay."""
+    weight, threads, capturing = some_weight(), [], [True]
+    weight = replace(weight, codes=weight.codes.as_subclass(OnCard))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(synchronize=lambda: None))
+
+    def make() -> tuple[torch.Tensor]:
+        threads.append(threading.get_ident())
+        return (torch.zeros(3),)
+
+    keep(weight, "table", make)
+    assert threads == [threading.get_ident()]
+    capturing[0] = False
+    found = keep(weight, "table", make)
+    assert len(threads) == 2 and threads[1] != threading.get_ident()
+    capturing[0] = True
+    assert keep(weight, "table", make) is found and len(threads) == 2

@@ -8,7 +8,6 @@ for those. Values written in place through `.data` are not counted by torch eith
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,16 +25,16 @@ def keep(weight: PackedWeight, kind: str, make: Callable[[], Any]) -> Any:
     stamp = _stamp(weight)
     if stamp is None:
         return make()
-    if weight.codes.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            return make()  # its memory belongs to the graph
-        make = partial(_apart, make, weight.codes.device)
     of_storage = _of_storage(weight.codes)
     offset = weight.codes.storage_offset()
     if offset not in of_storage or of_storage[offset][0] != stamp:
         of_storage[offset] = (stamp, {})
     made = of_storage[offset][1]
-    if kind not in made:
+    if kind not in made and weight.codes.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return make()  # its memory belongs to the graph
+        made[kind] = _apart(make, weight.codes.device)
+    elif kind not in made:
         made[kind] = make()
     return made[kind]
 
