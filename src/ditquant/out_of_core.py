@@ -15,7 +15,7 @@ from ditquant.calibration import can_walk, layer_places
 from ditquant.engine import match, quantize
 from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
-from ditquant.max_memory import Budget, foresee_memory, gib
+from ditquant.max_memory import Budget, foresee_memory, gib, give_back_what_is_freed
 from ditquant.models import family_of
 from ditquant.on_disk import leave_on_disk, tensor_places
 from ditquant.progress import say
@@ -52,6 +52,7 @@ def quantize_on_disk(
         DitQuantError: what `quantize` raises; a limit that a block does not fit into; a recipe that needs the whole
             model (`joint`); weights of a variant alone.
     """
+    give_back_what_is_freed()
     folder = source.local()
     loaded = load(source, folder)
     parts = {"": loaded} if isinstance(loaded, nn.Module) else loaded.components

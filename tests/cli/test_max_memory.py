@@ -132,7 +132,7 @@ def test_the_least_limit_that_it_accepts_is_kept(tmp_path):
     )
     size = 4 * sum(p.numel() for p in full.parameters())
     full.save_pretrained(tmp_path / "full", max_shard_size="100MB")
-    recipe = write_recipe(tmp_path / "mine.yaml", target="role:attn_q")
+    recipe = write_recipe(tmp_path / "mine.yaml", target="role:attn_q,attn_k,attn_v,attn_out")
     words = ("quantize", tmp_path / "full", "--recipe", recipe, "-o", tmp_path / "made")
     refusal = peak_of(*words, "--max-memory", "100MB")
     assert "too small" in refusal.stderr, refusal.stderr
