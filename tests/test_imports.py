@@ -23,7 +23,7 @@ ORDER = [
     {"auto", "max_memory"},
     {"sources"},
     {"evaluation", "out_of_core"},
-    {"search"},
+    {"search", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,13 +13,14 @@ import typer
 from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
 
-COMMANDS = ("inspect", "search", "quantize", "generate", "compare", "recipes", "env", "demo")
+COMMANDS = ("inspect", "search", "quantize", "generate", "compare", "bench", "recipes", "env", "demo")
 _QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     # threads that spin while they wait make a run on a busy machine many times slower
     "OMP_WAIT_POLICY": "PASSIVE",
+    "KINETO_LOG_LEVEL": "6",  # torch's profiler tells when it starts and stops
 }
 # typer may bring a click of its own; its base class is found from the one that it exports
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

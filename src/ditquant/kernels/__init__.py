@@ -3,10 +3,11 @@
 from ditquant.kernels.activation import QuantizedActivation, fake_quantize, quantize_activation
 from ditquant.kernels.attention import attention
 from ditquant.kernels.kept import forget_decoded, kept_bytes
-from ditquant.kernels.linear import linear, linear_int8, linear_reference, rotates, takes_rotation, why_not_int8
+from ditquant.kernels.linear import GROUPS, linear, linear_int8, linear_reference, rotates, takes_rotation, why_not_int8
 from ditquant.kernels.rotation import Rotation
 
 __all__ = [
+    "GROUPS",
     "QuantizedActivation",
     "Rotation",
     "attention",

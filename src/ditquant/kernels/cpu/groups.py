@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ditquant.formats import PackedWeight, layout
 from ditquant.kernels.cpu.library import DTYPES, library, pointer, why_not
-from ditquant.kernels.cpu.linear import MAX_CHANNELS, quantize
+from ditquant.kernels.cpu.linear import MAX_CHANNELS, Codes, quantize
 from ditquant.kernels.cpu.ops import FEW_TOKENS, TILE, padded
 from ditquant.kernels.kept import keep
 from ditquant.kernels.rotation import Rotation
@@ -30,13 +30,24 @@ def linear_groups(
 
     A rotation needs granularity `token` or `group`. `decoded` keeps the decoded weight where tokens are few.
     """
-    values, scale, zero = quantize(x, activation, rotation)
-    spec, params = weight.spec, list(weight.params.values())
-    y = linear_packed_groups(
-        *(values, scale, zero, weight.codes, params, bias, weight.shape, spec.bits),
-        *(spec.group_size, spec.symmetric, activation.group_size, decoded, x.dtype),
-    )
+    y = multiply_groups(quantize(x, activation, rotation), weight, activation.group_size, bias, x.dtype, decoded)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def multiply_groups(
+    codes: Codes,
+    weight: PackedWeight,
+    group: int | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    decoded: bool = False,
+) -> Float[Tensor, "M N"]:
+    """Multiply quantized tokens, with a scale for every `group` of channels, by a packed weight."""
+    spec, params = weight.spec, list(weight.params.values())
+    return linear_packed_groups(
+        *(*codes, weight.codes, params, bias, weight.shape, spec.bits),
+        *(spec.group_size, spec.symmetric, group, decoded, dtype),
+    )
 
 
 def why_not_groups(x: Tensor, weight: PackedWeight, activation: ActSpec) -> str | None:

@@ -12,6 +12,7 @@ from ditquant.kernels.rotation import Rotation
 from ditquant.specs import ActSpec
 
 MAX_CHANNELS = 65536  # sums of products of 8 bits stay in 32 bits
+Codes = tuple[Tensor, Tensor, Tensor]  # what `quantize_tokens` returns
 
 
 def linear_vnni(
@@ -26,16 +27,22 @@ def linear_vnni(
 
     A rotation needs granularity `token` or `group`. `decoded` keeps the decoded weight where tokens are few.
     """
-    values, scale, zero = quantize(x, activation, rotation)
-    spec, params = weight.spec, list(weight.params.values())
-    y = linear_packed(
-        *(values, scale, zero, weight.codes, params, bias, weight.shape),
-        *(spec.bits, spec.format, spec.symmetric, decoded, x.dtype),
-    )
+    y = multiply(quantize(x, activation, rotation), weight, bias, x.dtype, decoded)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def quantize(x: Tensor, activation: ActSpec, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+def multiply(
+    codes: Codes, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, decoded: bool = False
+) -> Float[Tensor, "M N"]:
+    """Multiply quantized tokens, with one scale each, by a packed weight."""
+    spec, params = weight.spec, list(weight.params.values())
+    return linear_packed(
+        *(*codes, weight.codes, params, bias, weight.shape),
+        *(spec.bits, spec.format, spec.symmetric, decoded, dtype),
+    )
+
+
+def quantize(x: Tensor, activation: ActSpec, rotation: Rotation | None) -> Codes:
     """Return what `quantize_tokens` does; scales that several tokens share are found in torch."""
     if activation.granularity in ("token", "group"):
         r = rotation or Rotation()
