@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditquant import distributed
 from ditquant.attention import AttentionPlan
 from ditquant.attention.kinds import kind_of
 from ditquant.calibration import (
     MAX_CALLS,
     Part,
+    PromptRun,
     TensorStore,
     WorkFolder,
     check_max_calls,
@@ -24,7 +26,6 @@ from ditquant.calibration import (
     quantize_blocks,
     quantize_one_pass,
     record_parts,
-    run_prompts,
 )
 from ditquant.calibration.attention import fit_runs
 from ditquant.errors import DitQuantError, of_layer
@@ -74,6 +75,8 @@ def quantize(
     `work_dir` keeps what is finished: killed and called again with equal arguments (an equal `forward` is up to the
     caller), the run goes on at the block where it was, and ends with the same bits. Delete the folder afterwards.
 
+    Ranks (`ditquant.distributed`) share the prompts; each ends with all layers, equal to the bit to those of one.
+
     Returns:
         The plan; for a pipeline with several transformers the names start with the component's.
 
@@ -93,6 +96,8 @@ def quantize(
     if recipe.attention is not None and run is not None:
         for part in parts_of.values():
             kind_of(part)  # a class without a processor is refused before anything runs
+    if work_dir is not None and distributed.count() > 1:
+        raise DitQuantError("a work folder is for one process, this run has several. Leave it out, or start one.")
     chosen = {"recipe": recipe.to_dict(), "prompts": prompts, "forward": forward is not None, "seed": seed}
     chosen |= {"settings": settings, "max_calls": max_calls}
     missed: list[str] | None = [] if run else None
@@ -230,7 +235,7 @@ def runner(model, prompts, forward, seed, settings) -> Callable[[], object] | No
     if prompts is not None:
         conditions(model, prompts)
         settings_of(model, **settings)
-        return partial(run_prompts, model, prompts, seed, settings)
+        return PromptRun(model, prompts, seed, settings)
     if settings:
         raise DitQuantError("settings are for a pipeline's prompts. Give prompts=, or leave settings out.")
     return None if forward is None else partial(forward, model)

@@ -31,6 +31,9 @@ class Gram:
         else:
             self._pending[-1] = rows.clone()  # the caller may write over them
 
+    def __reduce__(self):
+        return Gram, (self.total().cpu(),)
+
     def merge(self, other: "Gram") -> None:
         """Add another stream's sum."""
         self._flush()
@@ -115,6 +118,10 @@ class LayerStats:
             self._gram.merge(other._gram)
         else:
             self._gram = None
+
+    def __getstate__(self) -> dict:
+        """Leave for another process, where it can be merged but draws nothing."""
+        return {**self.__dict__, "_generator": None}
 
     def _keep(self, rows: Tensor, keys: Tensor) -> None:
         rows, keys = torch.cat([self.sample, rows]), torch.cat([self._keys, keys])

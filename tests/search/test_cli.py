@@ -9,11 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy
+import torch
 
+from ditquant.engine import quantize
+from ditquant.errors import DitQuantError
+from ditquant.evaluation.generate import generate
+from ditquant.recipe import Recipe
 from ditquant.search import Scorer
+from ditquant.search.finalists import SEED_DISTANCE, network_features
 from ditquant.sources import load_pipeline
 from tests.cli.command import Run, ditquant, refused, saved, succeed
 from tests.search.built import save_tiny
@@ -40,16 +49,69 @@ def test_search_and_deploy(model, tmp_path):
     assert saved(out) == saved(tmp_path / "again")
 
     best = json.loads((plan / "plan.json").read_text())["found"]
-    scorer = Scorer(load_pipeline(str(model), _float32()), list(range(8)), 0, {"steps": 1})
+    scorer = Scorer(load_pipeline(str(model), torch.float32), list(range(8)), 0, {"steps": 1})
     scorer.see_truth()
-    scorer.pipeline = load_pipeline(str(out), _float32())
+    scorer.pipeline = load_pipeline(str(out), torch.float32)
     assert scorer.errors() == best["errors"], "what was saved is what was scored"
 
 
-def _float32():
-    import torch
+OLD_FORM = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
-    return torch.float32
+
+@OLD_FORM
+def test_finalists_are_painted_again(model, tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    torch.jit.trace(Mean(), torch.zeros(1, 3, 32, 32)).save(tmp_path / "mean.pt")
+    arguments = [*ARGUMENTS, "--groups", 64, "--trials", 3, "--finalists", 1, "--samples", 11]
+    said = succeed("search", model, *arguments, "--features", tmp_path / "mean.pt", "-o", tmp_path / "plan")
+    assert "Fréchet distance" in said
+    data = json.loads((tmp_path / "plan" / "trials.json").read_text())
+    affordable = {c["label"] or "mixed" for c in data["candidates"] if c["cost"]["total"] <= data["budget"]["total"]}
+    finals = {final["name"]: final["distance"] for final in data["finalists"]}
+    assert set(finals) == affordable >= {"full row"} and "g = 64" not in finals
+
+    plain, coarse = (painted(tmp_path, model, rule) for rule in (None, "full row"))
+    means = [np.stack([image.mean((0, 1)) / 127.5 - 1 for image in images]) for images in (plain, coarse)]
+    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x.T)) for x in means)
+    root = scipy.linalg.sqrtm(c1 @ c2).real
+    assert finals["full row"] == pytest.approx(((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * root), rel=1e-3)
+
+
+def painted(place: Path, model: Path, label: str | None) -> list:
+    """Paint the finalists' samples by other means: with the recipe of one group size, quantized by the engine."""
+    pipeline = load_pipeline(str(model), torch.float32)
+    if label is not None:
+        quantize(pipeline, full_rows("qdit-w4a8"))
+    conditions = [i % 8 for i in range(11)]
+    options = {"seeds": SEED_DISTANCE, "steps": 1, "batch_size": 8, "progress": False}
+    return generate(pipeline, conditions, **options).images
+
+
+def full_rows(name: str) -> Recipe:
+    rules = []
+    for rule in Recipe.load(name).rules:
+        if rule.activation is not None:
+            token = replace(rule.activation, granularity="token", group_size=None)
+            rule = replace(rule, weight=replace(rule.weight, group_size=None), activation=token)
+        rules.append(rule)
+    return Recipe("rows", tuple(rules))
+
+
+@OLD_FORM
+def test_a_network_sees_videos_as_channels_and_frames(tmp_path):
+    class Shape(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([x.shape[i] for i in range(x.dim())], dtype=torch.float32) + x.amax()
+
+    torch.jit.script(Shape()).save(tmp_path / "shape.pt")
+    seen = network_features(tmp_path / "shape.pt")([np.full((7, 5, 6, 3), 255, np.uint8)])
+    assert (seen - 1).tolist() == [[1, 3, 7, 5, 6]]
+    (tmp_path / "none.pt").write_text("none")
+    with pytest.raises(DitQuantError, match="is no TorchScript network"):
+        network_features(tmp_path / "none.pt")
 
 
 def finished(journal: Path) -> int:
@@ -88,6 +150,10 @@ def test_a_killed_search_goes_on(model, tmp_path):
         (["--storage", "sqlite:////proc/none/study.db"], ["the storage sqlite:", "cannot be used"]),
         (["--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/none"], ["cannot be used", "127.0.0.1:1"]),
         (["--trials", "0"], ["trials"]),
+        (["--genes", "groups,bit"], ["gene 'bit'", "bits, format, groups, rotation"]),
+        (["--latency", __file__], ["is no table of latencies"]),
+        (["--finalists", "2"], ["finalists need a network: --inception for pictures, or --features"]),
+        (["--features", "net.pt"], ["net.pt is for finalists. Give --finalists"]),
     ],
 )
 def test_what_is_refused_leaves_nothing(model, tmp_path, arguments, parts):

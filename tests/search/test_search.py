@@ -4,15 +4,17 @@ import sys
 
 import pytest
 import torch
+from diffusers import DiTPipeline
 
 from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.nn import QuantLinear
-from ditquant.search import Scorer, deploy, load_found, save_found
+from ditquant.search import Candidate, Scorer, Searched, deploy, load_found, save_found
 from ditquant.search.model import model_digest, search_model
 from tests.search.built import CLASSES, question, tiny_dit_pipeline
 
 LAYERS = sys.modules["ditquant.search.layers"]
+ALONE = 2 * 6  # layers, each of which is first scored alone
 
 
 @pytest.fixture
@@ -87,12 +89,66 @@ def test_what_is_deployed_is_what_was_scored(tmp_path, recipe):
     assert read == found
     plan = deploy(pipeline, read, model_digest(pipeline))
     assert plan.hash() == found.plan.hash()
-    scorer = Scorer(tiny_dit_pipeline(), CLASSES, 0, {"steps": 2})
+    assert scores(pipeline, {"steps": 2}) == searched.best.errors
+    for name, gene in searched.best.genome.items():
+        assert layers_of(pipeline)[name].plan.weight.group_size == gene.groups
+
+
+def test_bits_rotations_and_formats_are_deployed_as_they_were_scored(tmp_path, monkeypatch):
+    """Of a plan that needs less statistics than the search has seen."""
+
+    def turned(searched: Searched) -> Candidate:
+        return next(c for c in searched.candidates if "hadamard" in {gene.rotation for gene in c.genome.values()})
+
+    monkeypatch.setattr(Searched, "best", property(turned))
+    genes = ("groups", "bits", "rotation", "format")
+    found, searched = run(tmp_path, 13, groups=[64], genes=genes, settings={"steps": 1})
+    for aspect, least in (("bits", 4), ("rotation", 3), ("format", 2)):
+        assert len({getattr(gene, aspect) for gene in searched.best.genome.values()}) >= least
+    pipeline = tiny_dit_pipeline()
+    deploy(pipeline, found, model_digest(pipeline))
+    assert scores(pipeline, {"steps": 1}) == searched.best.errors
+
+
+class Turns(DiTPipeline):
+    """A pipeline with two transformers: the second one takes the steps below the middle."""
+
+    def __init__(self, transformer, transformer_2, vae, scheduler):
+        super().__init__(transformer, vae, scheduler)
+        self.register_modules(transformer_2=transformer_2)
+
+        def late(_module, args, kwargs, out):
+            return self.transformer_2(*args, **kwargs) if int(kwargs["timestep"].max()) < 500 else out
+
+        transformer.register_forward_hook(late, with_kwargs=True)
+
+
+def two_transformers() -> Turns:
+    one, other = tiny_dit_pipeline(0), tiny_dit_pipeline(1)
+    pipeline = Turns(one.transformer, other.transformer, one.vae, one.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_two_transformers_are_searched_together(tmp_path):
+    settings = {"steps": 4, "guidance": 1.0}
+    found, searched = run(tmp_path, 5, two_transformers(), groups=[64], recipe="qdit-gptq-w3a8", settings=settings)
+    save_found(tmp_path, found, searched)
+    names = set(searched.best.genome)
+    assert len(names) == 24 and {name.split(".")[0] for name in names} == {"transformer", "transformer_2"}
+    pipeline = two_transformers()
+    deploy(pipeline, load_found(tmp_path), model_digest(pipeline))
+    assert scores(pipeline, settings, two_transformers()) == searched.best.errors
+    for name, part in transformers_of(pipeline).items():
+        plan = part.config.quantization_config.plan
+        assert {f"{name}.{layer}" for layer in plan.layers} >= {n for n in names if n.startswith(f"{name}.")}
+
+
+def scores(pipeline, settings, full=None) -> tuple[float, ...]:
+    scorer = Scorer(full or tiny_dit_pipeline(), CLASSES, 0, settings)
     scorer.see_truth()
     scorer.pipeline = pipeline
-    assert tuple(scorer.errors()) == searched.best.errors
-    for name, gene in searched.best.genome.items():
-        assert layers_of(pipeline)[name].plan.weight.group_size == gene
+    return tuple(scorer.errors())
 
 
 def test_nothing_is_quantized_or_scored_twice(tmp_path, monkeypatch, scored):
@@ -103,18 +159,18 @@ def test_nothing_is_quantized_or_scored_twice(tmp_path, monkeypatch, scored):
     )
     _, searched = run(tmp_path, 12, groups=[128])  # only four genomes: most are drawn again
     assert len(made) == len(set(made))
-    assert len(scored) == len(searched.candidates) <= 4
+    assert len(scored) - ALONE == len(searched.candidates) <= 4
 
 
 def test_a_search_goes_on(tmp_path, scored):
     _, first = run(tmp_path, 5)
     before = len(scored)
     _, second = run(tmp_path, 9)
-    assert before <= 5 and len(scored) <= 9
-    kept = {(tuple(sorted(c.genome.items())), c.errors) for c in second.candidates}
-    assert {(tuple(sorted(c.genome.items())), c.errors) for c in first.candidates} <= kept
+    assert before <= 5 + ALONE and len(scored) <= 9 + ALONE
+    kept = {(tuple(c.genome.items()), c.errors) for c in second.candidates}
+    assert {(tuple(c.genome.items()), c.errors) for c in first.candidates} <= kept
     run(tmp_path, 9)
-    assert len(scored) <= 9, "a finished search scores nothing"
+    assert len(scored) <= 9 + ALONE, "a finished search scores nothing"
 
 
 def test_a_search_that_was_stopped_in_a_candidate_goes_on(tmp_path, monkeypatch):
@@ -122,14 +178,14 @@ def test_a_search_that_was_stopped_in_a_candidate_goes_on(tmp_path, monkeypatch)
     count = iter(range(100))
 
     def stop(self):
-        if next(count) == 2:
+        if next(count) == ALONE + 2:
             raise KeyboardInterrupt
         return errors(self)
 
     monkeypatch.setattr(Scorer, "errors", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, 6)
-    _, searched = run(tmp_path, 6)
+        run(tmp_path, 9)
+    _, searched = run(tmp_path, 9)
     assert {"g = 32", "g = 64", "g = 128", "full row"} <= {c.label for c in searched.candidates}
 
 
@@ -144,7 +200,7 @@ def trials_in(folder) -> list[str]:
         ({"recipe": "qdit-w3a8"}, "recipe"),
         ({"seed": 1}, "score"),
         ({"budget": "g64"}, "budget"),
-        ({"groups": [32]}, "group sizes"),
+        ({"groups": [32]}, "genes"),
         ({"pipeline": 1}, "model"),
     ],
 )

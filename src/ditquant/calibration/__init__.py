@@ -5,7 +5,7 @@ from ditquant.calibration.collect import collect
 from ditquant.calibration.kept import layer_places
 from ditquant.calibration.one_pass import quantize_one_pass
 from ditquant.calibration.part import Part, check_weights, statistics_bytes
-from ditquant.calibration.prompts import run_prompts
+from ditquant.calibration.prompts import PromptRun, run_prompts
 from ditquant.calibration.record import MAX_CALLS, can_walk, check_max_calls
 from ditquant.calibration.store import TensorStore
 from ditquant.calibration.work import WorkFolder, describe_models
@@ -13,6 +13,7 @@ from ditquant.calibration.work import WorkFolder, describe_models
 __all__ = [
     "MAX_CALLS",
     "Part",
+    "PromptRun",
     "TensorStore",
     "WorkFolder",
     "can_walk",

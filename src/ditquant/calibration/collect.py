@@ -2,12 +2,17 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ditquant import distributed
+from ditquant.calibration.prompts import PromptRun
 from ditquant.errors import DitQuantError
 from ditquant.stats import LayerStats
+
+_APART = 1_000_003  # seeds of prompts, beyond those of a model's layers
 
 
 @torch.no_grad()
@@ -20,11 +25,32 @@ def collect(
 ) -> dict[str, LayerStats]:
     """Call `run`, which runs the model, and return what each of the named linear layers received.
 
-    Those named in `grams` get a Gram matrix too.
+    Those named in `grams` get a Gram matrix too. Prompts are seen one by one, by the ranks in turns, and merged in
+    their order: the sums are those of one rank, to the bit.
 
     Raises:
         DitQuantError: a layer's input held NaN or infinite values. Layers that were never called have no entry.
     """
+    if not isinstance(run, PromptRun):
+        return _stream(modules, run, seed, grams)
+    stats: dict[str, LayerStats] = {}
+    for first in range(0, len(run), distributed.count()):
+        own = first + distributed.rank()
+        seen = {}
+        if own < len(run):
+            seen = _stream(modules, partial(run, [own]), seed + own * _APART, grams)
+        for part in distributed.gather(seen):
+            for name, found in part.items():
+                if name in stats:
+                    stats[name].merge(found)
+                else:
+                    stats[name] = found
+    return {name: stats[name] for name in modules if name in stats}
+
+
+def _stream(
+    modules: Mapping[str, nn.Module], run: Callable[[], object], seed: int, grams: Collection[str]
+) -> dict[str, LayerStats]:
     stats: dict[str, LayerStats] = {}
     seeds = {name: seed + index for index, name in enumerate(modules)}
 

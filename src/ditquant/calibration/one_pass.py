@@ -8,7 +8,7 @@ from ditquant.calibration.work import WorkFolder
 from ditquant.nn import QuantLinear
 from ditquant.progress import bar as progress_bar
 
-GRAM_LIMIT = 2 << 30  # bytes of Gram matrices that are held at a time
+GRAM_LIMIT = 1 << 30  # bytes of Gram matrices of all prompts; those of one prompt are held besides
 
 
 def quantize_one_pass(

@@ -4,7 +4,7 @@ import inspect
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ditquant import distributed
 from ditquant.calibration.arguments import Carried
+from ditquant.calibration.prompts import PromptRun
 from ditquant.calibration.store import Ref, TensorStore
 from ditquant.errors import DitQuantError
 from ditquant.models import ModelFamily
@@ -103,17 +105,23 @@ def record(
 
     The calls are spread evenly, in an order that does not fall into step with guidance branches that take turns.
     """
+    recorders: list[_Recorder] = []
     with ExitStack() as stack:
         for name, recording in recordings.items():
             if name in whole:
                 recorder = _Recorder(recording, recording.whole, None, WHOLE_CALLS, seed)
                 model = recording.whole.blocks[0][1]
                 stack.callback(model.register_forward_pre_hook(recorder.enter, with_kwargs=True).remove)
+                recorders.append(recorder)
             before = None
             for one in recording.lists:
                 before = stack.enter_context(_watched(_Recorder(recording, one, before, max_calls, seed)))
+                recorders.append(before)
         begin = time.perf_counter()
-        run()
+        if isinstance(run, PromptRun) and distributed.count() > 1:
+            run_shared(run, recorders)
+        else:
+            run()
         seconds = time.perf_counter() - begin
     for recording in recordings.values():
         counts = {name: one.runs[name] for one in recording.lists for name, _ in one.blocks}
@@ -121,6 +129,9 @@ def record(
         recording.seconds_per_call = seconds / max(counts[most], 1)
         if counts[most] != counts[least] and not recording.problem:
             recording.problem = f"{least!r} was called {counts[least]} times, {most!r} {counts[most]} times"
+        recording.problem = next(filter(None, distributed.gather(recording.problem)), "")
+    for recorder in recorders:
+        recorder.share()
 
 
 class _Recorder:
@@ -131,6 +142,31 @@ class _Recorder:
         self.results: dict[str, Any] = {}
         self._offset = random.Random(seed).random()
         self._call = -1
+
+    @property
+    def seen(self) -> int:
+        """How many calls there were, up to the last one seen."""
+        return self._call + 1
+
+    def skip_to(self, call: int) -> None:
+        """Go on at a call, as those before it are seen elsewhere."""
+        self._call = call - 1
+
+    def share(self) -> None:
+        """Keep, of what all ranks have kept, what one rank would have kept."""
+        if distributed.count() == 1:
+            return
+        store, one = self.recording.store, self.list
+        own = {call: tree_map_only(Ref, store.get, arguments) for call, arguments in one.calls.items()}
+        every = distributed.gather((own, one.results))
+        found = {call: arguments for calls, _ in every for call, arguments in calls.items()}
+        chosen = sorted(found, key=self._key)[: self.max_calls]
+        for call in one.calls.keys() - set(chosen):
+            self._forget(call)
+        for call in set(chosen) - one.calls.keys():
+            one.calls[call] = tree_map_only(Tensor, store.put, found[call])
+        one.calls = {call: one.calls[call] for call in chosen}
+        one.results = next((results for calls, results in every if calls and chosen[0] in calls), {})
 
     def enter(self, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Keep a call's arguments if it is one of the chosen."""
@@ -174,6 +210,27 @@ def _equal(one: Any, other: Any) -> bool:
     return (
         isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
     )
+
+
+def run_shared(run: PromptRun, recorders: Sequence[_Recorder]) -> None:
+    """Run the first prompt in every rank, which tells how many calls a prompt has, and the others in turns.
+
+    Raises:
+        DitQuantError: a prompt with another number of calls.
+    """
+    run([0])
+    lengths = [recorder.seen for recorder in recorders]
+
+    def begin(prompt: int) -> None:
+        for recorder, length in zip(recorders, lengths, strict=True):
+            recorder.skip_to(prompt * length)
+
+    for prompt in distributed.mine(range(1, len(run))):
+        run([prompt], begin)
+        if [recorder.seen for recorder in recorders] != [(prompt + 1) * length for length in lengths]:
+            raise DitQuantError(
+                f"prompt {prompt} calls the model more or less often than the first. Start one process."
+            )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from ditquant import distributed
 from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
 
@@ -52,7 +53,8 @@ def main() -> None:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # those of the libraries, which a user of the commands cannot mend
-        _run([asked] if asked in COMMANDS else COMMANDS)
+        with distributed.ranks():
+            _run([asked] if asked in COMMANDS else COMMANDS)
 
 
 def _run(commands: Iterable[str]) -> None:
@@ -86,7 +88,7 @@ def _run(commands: Iterable[str]) -> None:
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Print one line on standard error and exit."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    distributed.say_error("error: " + " ".join(message.split()))
     sys.exit(code)
 
 

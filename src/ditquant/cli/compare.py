@@ -56,7 +56,7 @@ def compare(
     device = pick_device(device)
     kind = pick_dtype(dtype, device)
 
-    from ditquant import sources
+    from ditquant import distributed, sources
     from ditquant.cli.facts import describe
     from ditquant.evaluation import ModelFacts, ModelResult, Results, Sampling, results_table, write_comparison
     from ditquant.evaluation import compare as run
@@ -90,7 +90,9 @@ def compare(
         networks=networks,
     )
     results = results.joined(earlier)
-    go, lines = verdict(results, thresholds)
+    go, lines = distributed.from_main(verdict(results, thresholds) if distributed.is_main() else (False, []))
+    if not distributed.is_main():
+        raise typer.Exit(0 if go else 1)
     write_comparison(results, output, facts={"verdict": "; ".join(lines)} if thresholds else None, overwrite=overwrite)
     show(results_table(results))
     for note in results.notes:

@@ -62,8 +62,8 @@ def generate(
     device = pick_device(device)
     compute = pick_dtype(dtype, device)
 
-    from ditquant import sources
-    from ditquant.evaluation.generate import generate as run
+    from ditquant import distributed, sources
+    from ditquant.evaluation.shared import generate_shared
     from ditquant.pipelines import accepted
 
     source = sources.find(model)
@@ -72,7 +72,7 @@ def generate(
     makes_video = not {"num_frames", "video_length"}.isdisjoint(accepted(pipeline))
     if prompt is not None and makes_video and output.suffix.lower() not in VIDEO_FORMATS:
         raise unknown("video format", output.suffix, VIDEO_FORMATS)
-    made = run(
+    made = generate_shared(
         pipeline,
         texts,
         seeds=seed,
@@ -83,6 +83,8 @@ def generate(
         frames=frames,
         batch_size=batch_size,
     )
+    if not distributed.is_main():
+        return
     if prompt is not None:
         with atomic_file(output, overwrite) as path:
             write_picture(made.images[0], path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ditquant import distributed
 from ditquant.atomic import check_free
 from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
@@ -42,7 +43,9 @@ def pick_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.is_available():
+        device = distributed.own_device()
     try:
         torch.ones(1, device=device).item()  # a device without values cannot compute
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:

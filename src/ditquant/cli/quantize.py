@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ditquant import distributed
 from ditquant.cli.choose import check_attention, read_attention, spend, with_attention
 from ditquant.cli.options import (
     MAX_SEED,
@@ -116,8 +117,8 @@ def quantize(
     check_recipe(source, rules)
     check_attention(source, rules, texts)
     if max_memory is not None:
-        if compute != torch.float32 or device != "cpu" or bits is not None:
-            raise DitQuantError("--max-memory is for the CPU, float32 and a recipe. Leave out what asks for more.")
+        if compute != torch.float32 or device != "cpu" or bits is not None or distributed.count() > 1:
+            raise DitQuantError("--max-memory is for one process, the CPU, float32 and a recipe. Leave out the rest.")
         limit = parse_size(max_memory)
         given = {"prompts": texts, "seed": seed, "settings": settings, "work_dir": work_dir, "overwrite": overwrite}
         loaded, made = quantize_on_disk(source, rules, output, limit, **given)
@@ -127,6 +128,8 @@ def quantize(
     if bits is not None and texts is not None:
         rules = spend(loaded, bits, texts, seed, settings)
     made = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
+    if not distributed.is_main():
+        return
     save(loaded, source, output, overwrite)
     finish(loaded, source, output, rules.name, made, work_dir)
 
@@ -161,6 +164,8 @@ def deploy_plan(
     sources.check_pipeline(source)
     loaded = sources.load(source, pick_dtype(dtype, device), device)
     made = deploy(loaded, found, model_digest(loaded))
+    if not distributed.is_main():
+        return
     save(loaded, source, output, overwrite)
     finish(loaded, source, output, found.recipe.name, made)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ditquant import distributed
+from ditquant.cli.finals import read_finals, show_finals
 from ditquant.cli.options import (
     MAX_SEED,
     Device,
@@ -22,7 +24,8 @@ from ditquant.cli.options import (
 from ditquant.errors import DitQuantError
 
 if TYPE_CHECKING:
-    from ditquant.search import Searched
+    from ditquant.search import LayerCache, Scorer, Searched
+    from ditquant.search.finalists import Final
     from ditquant.sources import Source
 
 CLASSES = 8  # that a class-conditional model paints where no --prompts are given
@@ -35,9 +38,20 @@ def search(
     budget: Annotated[str, typer.Option(help="g128: the cost of that size everywhere; or bit operations.")] = "g128",
     trials: Annotated[int, typer.Option(min=1, help="Candidates that the study is to have in the end.")] = 200,
     groups: Annotated[str | None, typer.Option(help="Group sizes to choose from, such as 32,64,128.")] = None,
+    genes: Annotated[str, typer.Option(help="What is searched: of groups,bits,rotation,format.")] = "groups",
+    latency: Annotated[
+        Path | None, typer.Option(help="Table of measured ms, the cost in place of bit operations; gaps are measured.")
+    ] = None,
+    finalists: Annotated[int, typer.Option(min=0, help="Best candidates that many samples are painted with.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of each finalist, for the Fréchet distance.")] = 200,
+    features: Annotated[
+        Path | None, typer.Option(help="TorchScript network of pictures, or of videos (FVD), for finalists.")
+    ] = None,
+    inception: Annotated[Path | None, typer.Option(help="Inception weights, safetensors, for finalists.")] = None,
+    real: Annotated[Path | None, typer.Option(help="Folder of real pictures for --inception.")] = None,
     prompts: PromptFile = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the pictures and of the search.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the score.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the score.")] = 4,
     guidance: Guidance = None,
     height: Pixels = None,
     width: Pixels = None,
@@ -66,20 +80,33 @@ def search(
     sources.check_pipeline(source)
     check_recipe(source, rules)
     check_place(output, source)
+    last = read_finals(source, finalists, samples, features, inception, real)
     conditions: list[str] | list[int] = texts if texts is not None else default_classes(source)
     settings = {"steps": steps, "guidance": guidance, "height": height, "width": width}
     chosen = {name: value for name, value in settings.items() if value is not None}
     loaded = sources.load(source, compute, device)
-    question = Question(rules, conditions, budget, sizes, seed, chosen)
+    asked = tuple(word.strip() for word in genes.split(","))
+    question = Question(rules, conditions, budget, sizes, asked, seed, chosen)
+    measured: list[Final] = []
+
+    def then(searched: Searched, layers: LayerCache, scorer: Scorer) -> None:
+        measured.extend(() if last is None else last.measure(searched, layers, scorer))
+
     with progress_bar(total=trials, desc="searching", unit="candidate") as bar:
 
         def seen(done: int) -> None:
             bar.update(min(done, trials) - bar.n)
 
-        found, searched = search_model(loaded, question, storage or output / JOURNAL, trials, study, seen)
+        found, searched = search_model(
+            loaded, question, storage or output / JOURNAL, trials, study, latency, then, seen
+        )
+    if not distributed.is_main():
+        return
     output.mkdir(parents=True, exist_ok=True)
-    save_found(output, found, searched)
+    save_found(output, found, searched, measured)
     show_candidates(searched)
+    if measured:
+        show_finals(measured, searched.budget.total)
     print(f"saved to {output} (plan {found.plan.hash()}). Next: ditquant quantize {model} --plan {output} -o OUT")
 
 

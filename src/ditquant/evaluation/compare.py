@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ditquant import distributed
 from ditquant.errors import DitQuantError
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
 from ditquant.evaluation.inventory import Kept, kept, seen_in_calibration
@@ -16,6 +17,7 @@ from ditquant.evaluation.layers import LayerProbe, LayerResult
 from ditquant.evaluation.measure import Measures
 from ditquant.evaluation.networks import Networks
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
+from ditquant.evaluation.shared import generate_shared
 from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 
 log = logging.getLogger(__name__)
@@ -54,13 +56,15 @@ def compare(
     A model is a pipeline or a loader without arguments; what a loader made is dropped before the next one is called.
     `describe(name, pipeline)` is asked for a model's facts while it is loaded. The first `step_prompts` prompts give
     the trajectory on which step SQNR and the layers' errors are measured; 0 leaves both out.
+    Ranks share the prompts; the first one measures steps and layers.
     `networks` add LPIPS, CLIPScore, FID and KID; what cannot be measured is left out with a note in the results.
     """
     if reference_name in pipelines:
         raise DitQuantError(f"two models have the name {reference_name!r}. Give every model a name of its own.")
     sampling = sampling or Sampling()
     seeds = prompt_seeds(seeds, len(prompts))
-    probe = _Probe(prompts[:step_prompts], seeds[:step_prompts], sampling)
+    probed = step_prompts if distributed.is_main() else 0  # the others only help to paint
+    probe = _Probe(prompts[:probed], seeds[:probed], sampling)
     measures = Measures(prompts, networks)
     models, notes = [], []
     for name, source in {reference_name: reference, **pipelines}.items():
@@ -120,7 +124,7 @@ def _run(
     loaded = not hasattr(source, "set_progress_bar_config")
     pipeline = source() if loaded else source
     try:
-        made = generate(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
+        made = generate_shared(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
         facts = ModelFacts() if describe is None else describe(name, pipeline)
         seen = probe(pipeline)
         seen.notes += _overlap(name, pipeline, prompts)

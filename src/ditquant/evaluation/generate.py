@@ -44,7 +44,7 @@ def generate(
     """
     name, values = conditions(pipeline, prompts)
     seeds = prompt_seeds(seeds, len(values))
-    _check_batch(batch_size)
+    check_batch(batch_size)
     arguments = settings_of(pipeline, steps=steps, guidance=guidance, height=height, width=width, frames=frames)
     images: list[np.ndarray] = []
     latents: list[Tensor] = []
@@ -74,7 +74,8 @@ def prompt_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def _check_batch(batch_size: int) -> None:
+def check_batch(batch_size: int) -> None:
+    """Refuse a number of prompts that cannot be painted at a time."""
     if type(batch_size) is not int or batch_size < 1:
         raise DitQuantError(f"batch_size {batch_size!r} is not allowed. Choose a positive integer.")
 

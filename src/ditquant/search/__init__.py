@@ -1,11 +1,13 @@
 """Search for the group size of every layer (Q-DiT, arXiv 2406.17343): genes, cost, score, study, plan."""
 
 from ditquant.search.cost import Cost, CostModel, measure_tokens
-from ditquant.search.folder import Calibration, Found, deploy, found_of, load_found, only_transformer, save_found
+from ditquant.search.folder import Calibration, Found, deploy, found_of, load_found, save_found
+from ditquant.search.latency import Latencies
 from ditquant.search.layers import LayerCache, see_inputs
+from ditquant.search.models import Models
 from ditquant.search.run import Budget, Candidate, Searched, search
 from ditquant.search.score import Scorer
-from ditquant.search.space import GROUPS, Genome, Space
+from ditquant.search.space import GROUPS, Gene, Genome, Space
 from ditquant.search.study import digests, open_study
 
 __all__ = [
@@ -16,8 +18,11 @@ __all__ = [
     "Cost",
     "CostModel",
     "Found",
+    "Gene",
     "Genome",
+    "Latencies",
     "LayerCache",
+    "Models",
     "Scorer",
     "Searched",
     "Space",
@@ -26,7 +31,6 @@ __all__ = [
     "found_of",
     "load_found",
     "measure_tokens",
-    "only_transformer",
     "open_study",
     "save_found",
     "search",

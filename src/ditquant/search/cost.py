@@ -1,13 +1,16 @@
-"""What a plan costs in operations on bits: Σ tokens N K b_w b_a, c tokens N K / g to rescale, d a byte of metadata.
+"""What a plan costs in operations on bits: products, rescaling of groups, rotations, and bytes of scales.
 
-Shapes are the real ones: `measure_tokens` counts the rows that reach every layer when the pipeline paints.
+    Σ tokens N K b_w b_a  +  576 Σ tokens N K / g  +  576 Σ tokens K r  +  8 · bytes of scales and zero points
+
+with r the multiplications of a rotation for one channel. Shapes are the real ones: `measure_tokens` counts the rows
+that reach every layer when the pipeline paints. With a table of latencies the cost is their sum in its place.
 Differs from the paper, whose budget is a mean group size, which nearly every random plan meets.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 from torch import Tensor, nn
 
@@ -16,54 +19,70 @@ from ditquant.errors import DitQuantError
 from ditquant.formats import layout
 from ditquant.models import Layer
 from ditquant.rule import Rule
-from ditquant.search.space import Genome, Space
+from ditquant.search.space import Gene, Genome, Space
+from ditquant.transforms.hadamard_matrix import factors
+
+FLOAT = 24 * 24  # a multiplication of two float32 mantissas
+BYTE = 8  # a byte of metadata is read once for a call
+_ONE_A_CHANNEL = ("smooth", "permute")
+
+Latency = Callable[[str, Gene], float]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bit operations and rescalings of one sample's call of the model, and bytes of scales and zero points."""
+    """Bit operations, rescalings and rotations (multiplications of float32) of one sample's call of the model, bytes of
+    scales and zero points, and milliseconds where there is a table; `total` is what is compared."""
 
     bit_operations: float
     rescalings: float
+    rotations: float
     metadata_bytes: float
+    latency_ms: float
     total: float
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Rows a sample by layer, and the weights of the parts of the total.
-
-    A rescaling counts as a multiplication of two float32 mantissas, 24 x 24 bits; a byte of metadata as its 8 bits,
-    read once for the call.
-    """
+    """Rows a sample by layer, and the milliseconds of a layer with a gene where they are measured."""
 
     tokens: Mapping[str, float]
-    rescaling: float = 24 * 24
-    byte: float = 8
+    latency: Latency | None = None
+
+    @property
+    def unit(self) -> str:
+        """What the total counts."""
+        return "bit operations" if self.latency is None else "ms"
+
+    def layer(self, space: Space, name: str, gene: Gene) -> Cost:
+        """Return what a layer costs with a gene."""
+        layer, rule = space.searched[name][0], space.rule(name, gene)
+        products = self.tokens[name] * layer.out_features * layer.in_features
+        operations = products * rule.weight.bits * rule.activation.bits
+        rescalings, metadata = products / gene.groups, metadata_bytes(layer, rule)
+        rotations = self.tokens[name] * layer.in_features * _multiplications(rule, layer.in_features)
+        if self.latency is None:
+            total, latency = operations + FLOAT * (rescalings + rotations) + BYTE * metadata, 0.0
+        else:
+            total = latency = self.latency(name, gene)
+        return Cost(operations, rescalings, rotations, metadata, latency, total)
 
     def of(self, space: Space, genome: Genome) -> Cost:
         """Return the cost of a genome; layers that are not searched cost the same in all and are left out."""
-        operations = rescalings = metadata = 0.0
-        for name, gene in genome.items():
-            layer, rule = space.searched[name][0], space.rule(name, gene)
-            products = self.tokens[name] * layer.out_features * layer.in_features
-            operations += products * rule.weight.bits * rule.activation.bits
-            rescalings += products / gene
-            metadata += metadata_bytes(layer, rule)
-        total = operations + self.rescaling * rescalings + self.byte * metadata
-        return Cost(operations, rescalings, metadata, total)
+        parts = [astuple(self.layer(space, name, gene)) for name, gene in genome.items()]
+        return Cost(*(math.fsum(part) for part in zip(*parts, strict=True)))
 
-    def smallest(self, space: Space) -> float:
-        """Return the least total that a genome can have."""
-        return self.of(space, space.uniform(None)).total
+    def cheapest(self, space: Space) -> Genome:
+        """Return the genome of least total."""
+        return {n: min(space.offers(n), key=lambda g: self.layer(space, n, g).total) for n in space.searched}
 
     def budget(self, space: Space, text: str) -> float:
-        """Read a budget: `g128`, the cost of that group size in every layer, or a number of bit operations.
+        """Read a budget: `g128`, the cost of that group size in every layer, or a number in the total's unit.
 
         Raises:
             DitQuantError: neither of them, or less than the smallest total that can be reached.
         """
-        least = self.smallest(space)
+        least = self.of(space, self.cheapest(space)).total
         if found := re.fullmatch(r"g(\d+)", text):
             return self.of(space, _everywhere(space, int(found[1]))).total
         try:
@@ -75,7 +94,7 @@ class CostModel:
                 f"budget {text!r} is none. Write g128, the cost of that group size everywhere, or a number."
             )
         if value < least:
-            raise DitQuantError(f"budget {text} cannot be reached: the smallest is {least:.6g} (full rows). Raise it.")
+            raise DitQuantError(f"budget {text} cannot be reached: the smallest is {least:.6g} {self.unit}. Raise it.")
         return value
 
 
@@ -85,17 +104,29 @@ def _everywhere(space: Space, group: int) -> Genome:
     if group < 1 or common % group:
         divisors = ", ".join(f"g{d}" for d in range(8, common + 1) if common % d == 0)
         raise DitQuantError(f"budget 'g{group}': {group} does not divide every layer's width. Allowed: {divisors}.")
-    return dict.fromkeys(space.searched, group)
+    return {name: replace(gene, groups=group) for name, gene in space.uniform(None).items()}
+
+
+def _multiplications(rule: Rule, width: int) -> int:
+    """Return what the transforms multiply for one channel; every rotation is counted as one of the full width."""
+    return sum(1 if t.kind in _ONE_A_CHANNEL else sum(factors(width)) for t in rule.transforms)
 
 
 def metadata_bytes(layer: Layer, rule: Rule) -> int:
-    """Return the bytes of a layer's scales and zero points."""
+    """Return the bytes of a layer's scales and zero points, or code books."""
     stored = layout(rule.weight, layer.out_features, layer.in_features)
     return sum(math.prod(shape) * dtype.itemsize for name, (shape, dtype) in stored.items() if name != "codes")
 
 
-def measure_tokens(modules: Mapping[str, nn.Module], samples: int, run: Callable[[], object]) -> dict[str, float]:
-    """Call `run`, which paints `samples`, and return the rows a sample and call that reached every layer.
+def measure_tokens(
+    modules: Mapping[str, nn.Module],
+    samples: int,
+    run: Callable[[], object],
+    part_of: Callable[[str], str] = lambda name: "",
+) -> dict[str, float]:
+    """Call `run`, which paints `samples`, and return the rows a sample that reach every layer in a call of the model.
+
+    Of models that take turns, `part_of` a layer, each counts for its share of the calls.
 
     Raises:
         DitQuantError: a layer that nothing reached.
@@ -110,4 +141,7 @@ def measure_tokens(modules: Mapping[str, nn.Module], samples: int, run: Callable
         run()
     if missed := [name for name, count in calls.items() if not count]:
         raise DitQuantError(f"nothing reaches {missed[0]!r} when the model paints. Leave it out of the recipe.")
-    return {name: rows[name] / calls[name] / samples for name in modules}
+    most: dict[str, int] = {}
+    for name, count in calls.items():
+        most[part_of(name)] = max(count, most.get(part_of(name), 0))
+    return {name: rows[name] / sum(most.values()) / samples for name in modules}

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ditquant.atomic import atomic_file
 from ditquant.calibration import run_prompts
-from ditquant.engine import match, quantize_layer
 from ditquant.errors import DitQuantError
 from ditquant.evaluation.plots import MissingMatplotlib, plot_front
-from ditquant.integrations.diffusers import mark_quantized, transformers_of
-from ditquant.nn import set_module
 from ditquant.recipe import Recipe
+from ditquant.search.finalists import Final
 from ditquant.search.layers import LayerCache, see_inputs
+from ditquant.search.models import Models
 from ditquant.search.run import Candidate, Searched
+from ditquant.search.space import Space
 from ditquant.specs import QuantPlan
 
 PLAN, TRIALS, FRONT, JOURNAL = "plan.json", "trials.json", "front.png", "journal.log"
@@ -44,8 +43,8 @@ class Found:
     calibration: Calibration
 
 
-def save_found(folder: Path, found: Found, searched: Searched) -> None:
-    """Write the plan, all candidates and the plot into a folder; what was there before is replaced."""
+def save_found(folder: Path, found: Found, searched: Searched, finals: Sequence[Final] = ()) -> None:
+    """Write the plan, all candidates, finalists and the plot into a folder; what was there before is replaced."""
     plan = {
         "version": VERSION,
         "model": found.model,
@@ -55,6 +54,8 @@ def save_found(folder: Path, found: Found, searched: Searched) -> None:
         "found": _row(searched.best),
     }
     trials = {"budget": asdict(searched.budget), "candidates": [_row(c) for c in searched.candidates]}
+    if finals:
+        trials["finalists"] = [{"name": final.name, "distance": final.distance} for final in finals]
     for name, data in {PLAN: plan, TRIALS: trials}.items():
         with atomic_file(folder / name, overwrite=True) as part:
             part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -107,38 +108,22 @@ def deploy(pipeline: Any, found: Found, digest: str) -> QuantPlan:
             "the plan was found for other weights, or for another dtype or device. Give the model that was searched, "
             "with the same --dtype and --device, or search this one."
         )
-    model = only_transformer(pipeline)
-    matched = match(model, found.recipe)
-    calibration = found.calibration
+    models, calibration = Models.of(pipeline), found.calibration
+    matched = models.named(found.recipe.rules)
 
     def run() -> None:
         run_prompts(pipeline, calibration.conditions, calibration.seed, calibration.settings)
 
-    stats = see_inputs(model, matched, run, calibration.seed)
-    made = {
-        layer.name: quantize_layer(model.get_submodule(layer.name), layer, rule, stats, calibration.seed)
-        for layer, rule in matched
-    }
+    stats = see_inputs(models.root, matched, run, calibration.seed)
+    space = Space({}, {layer.name: (layer, rule) for layer, rule in matched}, {})
+    layers = LayerCache(models.root, space, stats, calibration.seed)
+    made = layers.candidate({})
     plan = QuantPlan({name: linear.plan for name, linear in made.items()}, found.recipe.name)
     if plan.hash() != found.plan.hash():
         raise DitQuantError("the rules of the plan make another plan here. Search again with this version.")
-    for layer, _ in matched:
-        for alias in (layer.name, *layer.aliases):
-            set_module(model, alias, made[layer.name])
-    mark_quantized(model, plan)
+    layers.put(made)
+    models.mark(plan)
     return plan
-
-
-def only_transformer(pipeline: Any) -> nn.Module:
-    """Return the one transformer of a pipeline.
-
-    Raises:
-        DitQuantError: there are several.
-    """
-    parts = transformers_of(pipeline)
-    if len(parts) > 1:
-        raise DitQuantError(f"searching takes one transformer, the pipeline has {', '.join(parts)}. Quantize it.")
-    return next(iter(parts.values()))
 
 
 def found_of(searched: Searched, layers: LayerCache, recipe: Recipe, model: str, calibration: Calibration) -> Found:
@@ -155,7 +140,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "error": candidate.error,
         "errors": list(candidate.errors),
         "cost": asdict(candidate.cost),
-        "genome": dict(candidate.genome),
+        "genome": {name: asdict(gene) for name, gene in candidate.genome.items()},
     }
 
 

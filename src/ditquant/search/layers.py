@@ -1,6 +1,6 @@
-"""Quantized layers by (layer, group size): made once, whatever candidates they are in."""
+"""Quantized layers by (layer, gene): made once, whatever candidates they are in."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,7 @@ from ditquant.models import Layer
 from ditquant.nn import QuantLinear, set_module
 from ditquant.quantizers import NEEDS_GRAM, reads_curvature
 from ditquant.rule import Rule
-from ditquant.search.space import Genome, Space
+from ditquant.search.space import Gene, Genome, Space
 from ditquant.stats import LayerStats
 
 
@@ -29,10 +29,10 @@ class LayerCache:
         self.layers = {name: layer for name, (layer, _) in {**space.fixed, **space.searched}.items()}
         self.linears = {name: model.get_submodule(name) for name in self.layers}
         self.model = model
-        self.made: dict[tuple[str, int | None], QuantLinear] = {}
+        self.made: dict[tuple[str, Gene | None], QuantLinear] = {}
 
-    def get(self, name: str, gene: int | None) -> QuantLinear:
-        """Return a layer with a group size; None for one that is not searched."""
+    def get(self, name: str, gene: Gene | None) -> QuantLinear:
+        """Return a layer with a gene; None for one that is not searched."""
         if (name, gene) not in self.made:
             rule = self.space.fixed[name][1] if gene is None else self.space.rule(name, gene)
             self.made[name, gene] = quantize_layer(self.linears[name], self.layers[name], rule, self.stats, self.seed)
@@ -43,9 +43,8 @@ class LayerCache:
         return {name: self.get(name, genome.get(name)) for name in self.layers}
 
     @contextmanager
-    def in_place(self, genome: Genome) -> Iterator[None]:
-        """Give the model a genome's layers for a while; weights are decoded once."""
-        made = self.candidate(genome)
+    def in_place(self, made: Mapping[str, QuantLinear]) -> Iterator[None]:
+        """Give the model quantized layers for a while; weights are decoded once."""
         try:
             self.put(made)
             with decoded_once(made.values()):
@@ -62,17 +61,24 @@ class LayerCache:
 
 @torch.no_grad()
 def see_inputs(
-    model: nn.Module, matched: Sequence[tuple[Layer, Rule]], run: Callable[[], object], seed: int = 0
+    model: nn.Module,
+    matched: Sequence[tuple[Layer, Rule]],
+    run: Callable[[], object],
+    seed: int = 0,
+    others: Iterable[Rule] = (),
 ) -> dict[str, LayerStats]:
-    """Return the statistics of the inputs of a full-precision model that the rules ask for.
+    """Return the statistics of the inputs of a full-precision model: of all layers, where one rule asks for them.
 
-    `run` runs the model, and is called only where statistics change something.
+    `run` runs the model, and is called only then; `others` are further rules that may ask. A layer's sample is drawn
+    by its place among all of them.
 
     Raises:
         DitQuantError: a rule that looks at the outputs' curvature, which is measured block by block.
     """
     if any(reads_curvature(rule.quantizer_options) for _, rule in matched):
         raise DitQuantError("option 'joint' fits layers block by block, so they are no genes. Leave it out.")
-    modules = {layer.name: model.get_submodule(layer.name) for layer, rule in matched if uses_data(rule)}
+    if not any(uses_data(rule) for rule in (*(rule for _, rule in matched), *others)):
+        return {}
+    modules = {layer.name: model.get_submodule(layer.name) for layer, _ in matched}
     grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
-    return collect(modules, run, seed=seed, grams=grams) if modules else {}
+    return collect(modules, run, seed=seed, grams=grams)

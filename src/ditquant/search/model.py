@@ -6,16 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ditquant.calibration import describe_models, run_prompts
-from ditquant.engine import match
+from ditquant import distributed
+from ditquant.calibration import collect, describe_models, run_prompts
 from ditquant.recipe import Recipe
 from ditquant.search.cost import CostModel, measure_tokens
-from ditquant.search.folder import Calibration, Found, found_of, only_transformer
+from ditquant.search.folder import Calibration, Found, found_of
+from ditquant.search.latency import Latencies
 from ditquant.search.layers import LayerCache, see_inputs
+from ditquant.search.models import Models
 from ditquant.search.run import Budget, Searched, search
 from ditquant.search.score import Scorer
 from ditquant.search.space import Space
+from ditquant.search.start import felt, starts
 from ditquant.search.study import digests, open_study
+from ditquant.stats import LayerStats
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Question:
     conditions: Sequence[str | int]
     budget: str = "g128"
     groups: Sequence[int] | None = None
+    genes: Sequence[str] = ("groups",)
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -36,41 +41,57 @@ def search_model(
     storage: str | Path,
     trials: int,
     study: str = "ditquant",
+    latency: Path | None = None,
+    then: Callable[[Searched, LayerCache, Scorer], object] = lambda *_: None,
     seen: Callable[[int], object] = lambda done: None,
 ) -> tuple[Found, Searched]:
-    """Search the group sizes of a full-precision pipeline, and return the best plan and all that was scored.
+    """Search the genes of a full-precision pipeline, and return the best plan and all that was scored.
+
+    `then` is given what was scored, with what made and painted it.
 
     Raises:
         DitQuantError: a recipe or group size that does not fit, a budget out of reach, a study of something else.
     """
-    model = only_transformer(pipeline)
-    matched = match(model, question.recipe)
-    space = Space.of(matched, question.groups)
+    models = Models.of(pipeline)
+    matched = models.match(question.recipe)
+    space = Space.of(matched, question.groups, question.genes)
     scorer = Scorer(pipeline, question.conditions, question.seed, question.settings)
-    modules = {name: model.get_submodule(name) for name in space.searched}
-    costs = CostModel(measure_tokens(modules, len(question.conditions), scorer.see_truth))
+    modules = {name: models.root.get_submodule(name) for name in space.searched}
+    inputs: dict[str, LayerStats] = {}
+
+    def paint() -> None:
+        inputs.update(collect(modules, scorer.see_truth))
+
+    tokens = measure_tokens(modules, len(question.conditions), paint, models.part_of)
+    calibration = Calibration(list(question.conditions), question.seed, dict(question.settings))
+
+    def calibrate() -> None:
+        run_prompts(pipeline, calibration.conditions, calibration.seed, calibration.settings)
+
+    offered = (space.rule(name, gene) for name in modules for gene in space.offers(name))
+    stats = see_inputs(models.root, matched, calibrate, question.seed, offered)
+    layers = LayerCache(models.root, space, stats, question.seed)
+    costs = CostModel(tokens, None if latency is None else Latencies(latency, layers, tokens).ms)
     budget = Budget(question.budget, costs.budget(space, question.budget))
     digest = model_digest(pipeline)
     run = {
         "model": digest,
         "recipe": question.recipe.to_dict(),
         "score": [list(question.conditions), question.seed, dict(question.settings)],
-        "group sizes": {name: list(sizes) for name, sizes in space.choices.items()},
-        "budget": question.budget,
+        "genes": {key: list(values) for key, values in space.parameters().items()},
+        "budget": [question.budget, budget.total if latency is not None else None],
     }
     opened = open_study(storage, study, run, question.seed)
-    calibration = Calibration(list(question.conditions), question.seed, dict(question.settings))
-
-    def paint() -> None:
-        run_prompts(pipeline, calibration.conditions, calibration.seed, calibration.settings)
-
-    stats = see_inputs(model, matched, paint, calibration.seed)
-    layers = LayerCache(model, space, stats, calibration.seed)
-    searched = search(opened, space, layers, scorer, costs, budget, trials, seen)
+    if distributed.from_main("felt" not in opened.user_attrs):
+        opened.set_user_attr("felt", felt(layers, scorer, inputs))
+    totals = [budget.total, *(costs.of(space, genome).total for genome in space.uniforms().values())]
+    first = starts(layers, costs, opened.user_attrs["felt"], inputs, totals)
+    searched = search(opened, space, layers, scorer, costs, budget, trials, first, seen)
+    then(searched, layers, scorer)
     return found_of(searched, layers, question.recipe, digest, calibration), searched
 
 
 def model_digest(pipeline: Any) -> str:
-    """Return what tells a pipeline's transformer and scheduler from others."""
-    part = SimpleNamespace(name="", model=only_transformer(pipeline))
-    return digests({"model": describe_models(pipeline, [part])})["model"]
+    """Return what tells a pipeline's transformers and scheduler from others."""
+    parts = [SimpleNamespace(name=name, model=model) for name, model in Models.of(pipeline).parts.items()]
+    return digests({"model": describe_models(pipeline, parts)})["model"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ditquant import distributed
 from ditquant.search.cost import Cost, CostModel
 from ditquant.search.layers import LayerCache
 from ditquant.search.score import Scorer, mean
@@ -65,11 +66,15 @@ def search(
     costs: CostModel,
     budget: Budget,
     trials: int,
+    starts: Sequence[Genome] = (),
     seen: Callable[[int], object] = lambda done: None,
 ) -> Searched:
-    """Score candidates until the study has `trials` of them, uniform ones first; `seen` is told how many there are.
+    """Score candidates until the study has `trials` of them; `seen` is told how many there are.
 
-    The study holds everything: killed and called again the search goes on, and other workers may share it.
+    Uniform ones come first, then `starts`.
+
+    The study holds everything: killed and called again the search goes on, and other workers may share it. Every rank
+    is one of them.
     """
     from optuna.trial import TrialState
 
@@ -77,35 +82,39 @@ def search(
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def objective(trial: Any) -> tuple[float, float]:
-        genome = {name: trial.suggest_categorical(name, sizes) for name, sizes in space.choices.items()}
+        genome = space.suggest(trial)
         cost = costs.of(space, genome)
         trial.set_constraint("budget", cost.total - budget.total)
-        errors = next((t.user_attrs["errors"] for t in finished() if t.params == genome), None)
+        errors = next((t.user_attrs["errors"] for t in finished() if t.params == trial.params), None)
         if errors is None:
-            with layers.in_place(genome):
+            with layers.in_place(layers.candidate(genome)):
                 errors = scorer.errors()
         trial.set_user_attr("errors", errors)
         trial.set_user_attr("worker", f"{socket.gethostname()}-{os.getpid()}")
         return mean(errors), cost.total
 
-    # the first ones are of full rows, which every budget can pay
-    for genome in reversed(space.uniforms().values()):
+    # the first one is the cheapest, which every budget can pay
+    first = (costs.cheapest(space), *reversed(space.uniforms().values()), *starts)
+    for genome in first if distributed.is_main() else ():
         known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
-        if not any(genome in (t.params, t.system_attrs.get("fixed_params")) for t in known):
-            study.enqueue_trial(genome)
+        drawn = space.drawn(genome)
+        if not any(drawn in (t.params, t.system_attrs.get("fixed_params")) for t in known):
+            study.enqueue_trial(drawn)
+    distributed.gather(None)  # nobody draws before these wait
     seen(len(finished()))
     while len(finished()) < trials:
         study.optimize(objective, n_trials=1)
         seen(len(finished()))
+    distributed.gather(None)  # the last ones of all ranks count
     return Searched(budget, _candidates(space, costs, finished()))
 
 
 def _candidates(space: Space, costs: CostModel, trials: Sequence[Any]) -> list[Candidate]:
     """Return the candidates of finished trials, each once, the least error first and the cheaper one of equals."""
-    labels = {tuple(sorted(genome.items())): label for label, genome in space.uniforms().items()}
+    labels = {tuple(sorted(space.drawn(genome).items())): label for label, genome in space.uniforms().items()}
     found: dict[tuple, Candidate] = {}
     for trial in trials:
-        key = tuple(sorted(trial.params.items()))
+        key, genome = tuple(sorted(trial.params.items())), space.genome(trial.params)
         errors = tuple(trial.user_attrs["errors"])
-        found[key] = Candidate(trial.params, costs.of(space, trial.params), errors, labels.get(key, ""))
+        found[key] = Candidate(genome, costs.of(space, genome), errors, labels.get(key, ""))
     return sorted(found.values(), key=lambda c: (c.error, c.cost.total))

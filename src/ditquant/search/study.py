@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ditquant import distributed
 from ditquant.atomic import clear_errors
 from ditquant.errors import DitQuantError, first_line
 
@@ -47,7 +48,7 @@ def open_study(storage: str | Path, name: str, run: Mapping[str, Any], seed: int
                 f"study {name!r} in {_shown(storage)} is of another search (other {other}). "
                 "Give the same arguments, another --study, or another place."
             )
-        shared = _is_url(storage)
+        shared = _is_url(storage) or distributed.count() > 1
         # workers of one study, and a search that goes on, must not draw the same candidates again
         entropy = [seed, len(study.trials), *([os.getpid(), time.time_ns()] if shared else [])]
         study.sampler = optuna.samplers.NSGAIISampler(
