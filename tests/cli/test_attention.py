@@ -55,6 +55,7 @@ def test_with_a_recipe_both_are_done(video, prompts, tmp_path):
         ("quantize MODEL -o new --attention paro --qk 5 --prompts two.txt", ["qk_bits 5", "4, 8"]),
         ("quantize MODEL -o new --attention paro --density 0.001 --prompts two.txt", ["smallest density"]),
         ("quantize MODEL -o new --recipe auto --bits 4 --attention paro --qk 8 --prompts two.txt", ["auto"]),
+        ("quantize MODEL -o new --attention paro --qk 8 --prompts two.txt --max-memory 8GiB", ["--max-memory out"]),
         ("inspect MODEL --attention", ["--prompts"]),
         ("inspect QUANTIZED --attention --prompts two.txt", ["quantized already"]),
     ],

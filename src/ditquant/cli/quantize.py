@@ -119,9 +119,12 @@ def quantize(
     if max_memory is not None:
         if compute != torch.float32 or device != "cpu" or bits is not None or distributed.count() > 1:
             raise DitQuantError("--max-memory is for one process, the CPU, float32 and a recipe. Leave out the rest.")
+        if rules.attention is not None:
+            raise DitQuantError("attention is fitted with the whole model in memory. Leave --max-memory out.")
         limit = parse_size(max_memory)
-        given = {"prompts": texts, "seed": seed, "settings": settings, "work_dir": work_dir, "overwrite": overwrite}
-        loaded, made = quantize_on_disk(source, rules, output, limit, **given)
+        on_disk: dict[str, Any] = {"prompts": texts, "seed": seed, "settings": settings}
+        on_disk |= {"work_dir": work_dir, "overwrite": overwrite}
+        loaded, made = quantize_on_disk(source, rules, output, limit, **on_disk)
         finish(loaded, source, output, rules.name, made, work_dir)
         return
     loaded = sources.load(source, compute, device)
