@@ -41,6 +41,19 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(step / 200, 1) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
+def rate_at(step: int, steps: int, peak: float) -> float:
+    """Return the rate of a step: up in 50 steps, and from the middle on down to 2 % of the peak in a line."""
+    return peak * min((step + 1) / 50, 1, 0.02 + 0.98 * 2 * (steps - step) / steps)
+
+
+def descend(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    (group,) = optimizer.param_groups
+    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def progress(stage: str, step: int, steps: int, start: tuple[int, float], **figures: float) -> None:
     """Print the step, the figures and the time left; `start` is the first step of this run and its time."""
     left = (time.time() - start[1]) / max(step - start[0], 1) * (steps - step)
