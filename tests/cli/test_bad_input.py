@@ -13,11 +13,11 @@ from tests.cli.command import contents, ditquant, refuse, refused
 Q = "quantize MODEL -o out"
 G = "generate QUANTIZED -o fox.png --prompt x --steps 2"
 C = "compare MODEL QUANTIZED --prompts two.txt -o out"
-ALLOWED_MODELS = "Allowed: dit-digits, pixart-shapes"
+ALLOWED_MODELS = "Allowed: dit-digits, pixart-shapes, video-shapes"
 
 ARGUMENTS = {
     "inspect nowhere": ("unknown model", "'nowhere'", ALLOWED_MODELS),
-    "inspect pixart-shapse": ("'pixart-shapse'", "Did you mean 'pixart-shapes'?"),
+    "inspect pixart-shapse": ("'pixart-shapse'", "Did you mean 'pixart-shapes' or 'video-shapes'?"),
     "quantize ./none -o out": ("unknown model", "'./none'"),
     "generate nowhere --prompt x -o fox.png": ("unknown model", "'nowhere'"),
     "compare nowhere QUANTIZED --prompts two.txt -o out": ("unknown model", "'nowhere'"),
