@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-NATIVE := $(wildcard src/ditquant/kernels/cpu/native/*)
+NATIVE := $(wildcard $(addprefix src/ditquant/kernels/cpu/native/,*.cpp *.h avx2/*))
 
 .PHONY: demo test check bench bench-gpu clean
 

@@ -239,7 +239,8 @@ def test_a_library_that_does_not_fit_is_no_error(monkeypatch, tmp_path):
 
 
 @built
-def test_what_the_library_does_not_take_goes_to_torch():
+def test_what_the_library_does_not_take_goes_to_torch(monkeypatch):
+    monkeypatch.setattr(MODULE, "CPU_HAS_INT8", True)
     weight = some_weight(4)
     assert "float64" in cpu.why_not_vnni(some_input(5, 63).double(), weight)
     found = linear(some_input(5, 63).double(), weight, ActSpec(8), None)

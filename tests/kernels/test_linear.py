@@ -152,6 +152,7 @@ def test_groups_are_the_product_of_what_they_decode(tokens, decoded, compiled, m
 
 def test_a_cpu_without_a_fast_integer_product_takes_the_reference(monkeypatch):
     x, weight = some_input(5, 63), some_weight(4)
+    monkeypatch.setenv("DITQUANT_CPU_KERNELS", "0")
     monkeypatch.setattr(MODULE, "CPU_HAS_INT8", False)
     monkeypatch.setattr(torch, "_int_mm", None)
     expected = linear_reference(x, weight, ActSpec(8), None)

@@ -18,7 +18,7 @@ from ditquant.kernels.report import report
 from ditquant.kernels.rotation import Rotation
 from ditquant.specs import ActSpec
 
-# elsewhere torch._int_mm is a plain loop, a hundred times slower than a float32 product
+# elsewhere torch._int_mm is a plain loop, a hundred times slower than a float32 product, and never called
 CPU_HAS_INT8 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 GROUPS = "groups need a scale for every group of the product"
 
@@ -43,7 +43,7 @@ def linear(
     if x.device.type == "cuda":
         report("the Triton kernels are not taken", slow)
     reason = why_not_int8(x, weight, activation)
-    if reason == GROUPS and CPU_HAS_INT8 and x.device.type == "cpu":
+    if reason == GROUPS and x.device.type == "cpu":
         return _linear_groups(x, weight, activation, bias, rotation, decoded)
     if reason is not None:
         if activation is not None:
@@ -72,7 +72,7 @@ def _linear_groups(
         return cpu.linear_groups(x, weight, activation, bias, rotation, decoded)
     # torch._int_mm writes all sums for every group: beyond few tokens, and on weights decoded anew, float32 is faster
     few = decoded and x.numel() <= FEW_TOKENS * x.shape[-1] and not torch.compiler.is_compiling()
-    if few and why_not_grouped(x, weight, activation) is None:
+    if few and CPU_HAS_INT8 and why_not_grouped(x, weight, activation) is None:
         report("INT8 products in groups by torch._int_mm", slow)
         kind = f"grouped {group_of(weight, activation)}"
         return linear_grouped(x, keep(weight, kind, lambda: group_weight(weight, activation)), activation, bias)
@@ -119,7 +119,7 @@ def takes_rotation(x: Tensor, weight: PackedWeight, activation: ActSpec | None) 
     if x.device.type != "cpu":
         return False
     reason = why_not_int8(x, weight, activation)
-    if reason == GROUPS and CPU_HAS_INT8:
+    if reason == GROUPS:
         return cpu.why_not_groups(x, weight, activation) is None
     return reason is None and cpu.why_not_vnni(x, weight) is None
 
@@ -141,8 +141,8 @@ def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) ->
         return "asymmetric 8-bit weights do not fit INT8"
     if x.device.type not in ("cpu", "cuda") or x.numel() == 0:
         return f"no integer product on {x.device.type}" if x.numel() else "there are no tokens"
-    if x.device.type == "cpu" and not CPU_HAS_INT8:
-        return "this CPU has no fast integer product (AVX512)"
+    if x.device.type == "cpu" and not CPU_HAS_INT8 and (slow := cpu.why_not_vnni(x, weight)) is not None:
+        return f"torch has no fast integer product for this CPU (AVX512), and {slow}"
     if weight.shape[1] == 1:
         return "torch._int_mm is wrong for one input channel"
     rows = x.numel() // x.shape[-1]

@@ -1,4 +1,4 @@
-"""Find and load the compiled library, once, when it is first needed."""
+"""Find and load the compiled library that suits this processor, once, when it is first needed."""
 
 import ctypes
 import importlib.machinery
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-SWITCH = "DITQUANT_CPU_KERNELS"  # 0 leaves the library alone
-_NAME = "_native"
+SWITCH = "DITQUANT_CPU_KERNELS"  # 0 leaves the libraries alone, avx2 takes no other
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "ditquant_attention": [
@@ -40,23 +39,38 @@ _SIGNATURES = {
         *(_POINTER, _POINTER, _POINTER, _INT),
     ],
 }
+_ONLY_AVX512 = {"ditquant_attention", "ditquant_tiles"}
+_LIBRARIES = {"_native": set(_SIGNATURES), "_native_avx2": set(_SIGNATURES) - _ONLY_AVX512}  # the fastest first
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Return the first library that this processor can run, or why there is none."""
+    reasons = []
+    for name, functions in _LIBRARIES.items():
+        if os.environ.get(SWITCH) == "avx2" and not name.endswith("avx2"):
+            continue
+        library, reason = _open(name, functions)
+        if library is not None:
+            return library, None
+        reasons.append(reason)
+    return None, ", and ".join(dict.fromkeys(reasons))
+
+
+def _open(name: str, functions: set[str]) -> tuple[ctypes.CDLL | None, str | None]:
     folder = Path(__file__).parent
-    files = (folder / f"{_NAME}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    files = (folder / f"{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     found = next((file for file in files if file.exists()), None)
     if found is None:
         return None, "the compiled CPU kernels are not installed (no C++ compiler was at hand)"
     try:
         library = ctypes.CDLL(str(found))
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
-        for name in ("ditquant_missing", "ditquant_missing_attention"):
-            getattr(library, name).restype = ctypes.c_char_p
+        for function in functions:
+            entry = getattr(library, function)
+            entry.argtypes, entry.restype = _SIGNATURES[function], None
+        for function in ("ditquant_missing", "ditquant_missing_attention"):
+            getattr(library, function).restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
         return None, f"the compiled CPU kernels cannot be loaded: {error}"
     missing = library.ditquant_missing()
@@ -65,15 +79,23 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 @torch.compiler.assume_constant_result
 def why_not() -> str | None:
-    """Say why the library is not used; None if it is."""
+    """Say why no library is used; None if one is."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
     return _load()[1]
 
 
 @torch.compiler.assume_constant_result
+def why_not_wide() -> str | None:
+    """Say why what only the library for AVX512 has is not used; None if it is."""
+    if (reason := why_not()) is not None:
+        return reason
+    return None if hasattr(library(), "ditquant_tiles") else "the compiled kernels for AVX2 do not have it"
+
+
+@torch.compiler.assume_constant_result
 def why_not_attention() -> str | None:
-    """Say why the library's attention is not used; None if it is."""
+    """Say why the compiled attention is not used; None if it is."""
     if (reason := why_not()) is not None:
         return reason
     missing = library().ditquant_missing_attention()

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from ditquant.kernels.cpu.library import library, pointer, why_not
+from ditquant.kernels.cpu.library import library, pointer, why_not_wide
 
 
 def why_not_map_tiles(q: Tensor) -> str | None:
     """Say why the compiled kernel cannot be taken; None if it can."""
-    if (reason := why_not()) is not None:
+    if (reason := why_not_wide()) is not None:
         return reason
     if q.device.type != "cpu" or q.dtype == torch.float64 or q.numel() == 0:
         return "the compiled kernel takes float32 and below on the CPU"

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "floats.h"
 #include "parallel.h"
-#include "store.h"
 
 #if DITQUANT_X86
 

@@ -1,9 +1,7 @@
 #include "decode.h"
 
-#include <cstring>
-#include <utility>
+#include <algorithm>
 
-#include "parallel.h"
 #include "spread.h"
 #include "transpose.h"
 
@@ -81,16 +79,5 @@ void decode_tile(const Packed& weight, int64_t first, int8_t* tile, int32_t* sum
 }
 
 }  // namespace ditquant
-
-using namespace ditquant;
-
-// Decode a whole weight into `tiles` [ceil(rows / 64), padded channels * 64] and `sums` [ceil(rows / 64) * 64].
-DITQUANT_API void ditquant_decode(const uint8_t* codes, const int8_t* table, int64_t table_stride, int bits,
-                                  int64_t rows, int64_t channels, int8_t* tiles, int32_t* sums, int threads) {
-    const Packed weight{codes, table, table_stride, bits, rows, channels};
-    parallel(ceil_div(rows, TILE_ROWS), threads, [&](int64_t i) {
-        decode_tile(weight, i * TILE_ROWS, tiles + i * weight.padded() * TILE_ROWS, sums + i * TILE_ROWS);
-    });
-}
 
 #endif

@@ -1,7 +1,7 @@
-// Packed codes of 2 to 8 bits -> INT8 tiles of 64 rows, laid out for the VNNI product.
+// Packed codes of 2 to 8 bits -> INT8 tiles of 64 rows, laid out for the product.
 //
-// A tile holds, for every 4 channels in turn, 4 vectors of 16 rows x 4 channels. Rows and channels beyond the weight
-// are zero.
+// For AVX512 a tile holds, for every 4 channels in turn, 4 vectors of 16 rows x 4 channels; for AVX2 it holds, for every
+// 8 rows in turn, vectors of 8 rows x 4 channels. Rows and channels beyond the weight are zero.
 #pragma once
 
 #include "simd.h"

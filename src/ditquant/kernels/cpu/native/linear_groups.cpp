@@ -1,11 +1,14 @@
-// y = sum over groups of token scale * row scale * ((codes - zero point) x weight), + bias, by VNNI.
+// y = sum over groups of token scale * row scale * ((codes - zero point) x weight), + bias, from INT8 tiles.
 //
 // Every group has INT32 sums of its own, which are scaled and added in float32. As in linear.cpp, the sums of the
 // weight take out what is the same for all codes of a token's group.
 #include <vector>
 
-#include "groups.h"
-#include "store.h"
+#if defined(__AVX512F__)
+#include "multiply_groups_avx512.h"
+#else
+#include "multiply_groups_avx2.h"
+#endif
 #include "tasks.h"
 
 #if DITQUANT_X86
@@ -13,70 +16,18 @@
 namespace ditquant {
 namespace {
 
-constexpr int VECTORS = 4;  // of 16 rows: one tile
-
-struct Product {
-    const uint8_t* values;  // [tokens, padded channels]
-    const float* scale;     // [tokens, channels / group]
-    const int32_t* zero;    // the same
-    int64_t tokens, group;  // channels that share a scale in a token
-    Groups weight;
-    const float* bias;  // [rows] or null
-    void* y;            // [tokens, rows]
-    int dtype;
-
-    int64_t groups() const { return weight.channels / group; }
-};
-
-// Add what part u brings to y [COUNT, 64]. A function of its own: inlined into the loop over parts, its sums would not
-// stay in registers.
 template <int COUNT>
-[[gnu::noinline]] void add_part(const Product& p, const GroupTile& tile, int64_t token, int64_t u, float* y) {
-    const int64_t channels = p.weight.padded(), part = p.weight.part, groups = p.groups();
-    const int64_t at = token * groups + u * part / p.group;
-    __m512i sum[COUNT][VECTORS];
-    DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
-        const __m512i row_sum = _mm512_load_si512(tile.sums + u * TILE_ROWS + 16 * j);
-        DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
-            sum[i][j] = _mm512_mullo_epi32(row_sum, _mm512_set1_epi32(-128 - p.zero[at + i * groups]));
-        }
-    }
-    const uint8_t* x = p.values + token * channels;
-    for (int64_t k = u * part / 4; k < (u + 1) * part / 4; k++) {
-        __m512i w[VECTORS];
-        DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
-            w[j] = _mm512_load_si512(tile.values + (k * VECTORS + j) * 64);
-        }
-        DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
-            const __m512i xi = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(x + i * channels + 4 * k));
-            DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
-                sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], xi, w[j]);
-                asm("" : "+v"(sum[i][j]));  // keeps GCC from copying sums to memory
-            }
-        }
-    }
-    const float* row_scale = tile.scale + u * part / p.weight.group * TILE_ROWS;
-    DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
-        const __m512 scale = _mm512_load_ps(row_scale + 16 * j);
-        DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
-            float* to = y + i * TILE_ROWS + 16 * j;
-            const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(p.scale[at + i * groups]));
-            _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), both, _mm512_load_ps(to)));
-        }
-    }
-}
-
-template <int COUNT>
-void multiply(const Product& p, const GroupTile& tile, int64_t row, int64_t token) {
+void multiply(const GroupProduct& p, const GroupTile& tile, int64_t row, int64_t token) {
     alignas(64) float y[COUNT * TILE_ROWS] = {};
-    for (int64_t u = 0; u < p.weight.parts(); u++) add_part<COUNT>(p, tile, token, u, y);
+    const auto x = codes_of<COUNT>(p, token);
+    for (int64_t u = 0; u < p.weight.parts(); u++) add_part<COUNT>(p, tile, x, token, u, y);
     for (int64_t lane = 0; lane < std::min(TILE_ROWS, p.weight.rows - row); lane += 16) {
-        const int64_t at = row + lane, rows = std::min<int64_t>(16, p.weight.rows - at);
-        const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
-        const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(mask, p.bias + at) : _mm512_setzero_ps();
+        const int64_t at = row + lane;
+        const Lanes there = first_floats(p.weight.rows - at);
+        const Floats bias = p.bias ? load_some(p.bias + at, there) : zeros();
         for (int i = 0; i < COUNT; i++) {
-            const __m512 found = _mm512_load_ps(y + i * TILE_ROWS + lane);
-            store(p.y, (token + i) * p.weight.rows + at, mask, p.bias ? _mm512_add_ps(found, bias) : found, p.dtype);
+            const Floats found = load(y + i * TILE_ROWS + lane);
+            store(p.y, (token + i) * p.weight.rows + at, there, p.bias ? add(found, bias) : found, p.dtype);
         }
     }
 }
@@ -118,7 +69,7 @@ DITQUANT_API void ditquant_linear_groups(const uint8_t* values, const float* x_s
                                          const float* bias, void* y, int dtype, int threads) {
     const auto place = places(channels, group);
     const Groups weight{codes, scale, zero, place.data(), bits, rows, channels, group, part};
-    const Product p{values, x_scale, x_zero, tokens, x_group, weight, bias, y, dtype};
+    const GroupProduct p{values, x_scale, x_zero, tokens, x_group, weight, bias, y, dtype};
     share(ceil_div(rows, TILE_ROWS), tokens, threads, [&](int64_t i, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> own_values;
         static thread_local Scratch<int32_t> own_sums;

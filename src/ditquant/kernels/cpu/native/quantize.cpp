@@ -7,7 +7,6 @@
 
 #include "parallel.h"
 #include "rotate.h"
-#include "store.h"
 
 #if DITQUANT_X86
 
@@ -34,49 +33,35 @@ struct Quantize {
     int64_t groups() const { return channels / group; }
 };
 
-inline __mmask16 first_floats(int64_t count) {
-    return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << (count < 0 ? 0 : count)) - 1);
-}
-
-inline __mmask16 sign_mask(const uint8_t* signs, int64_t at, int64_t channels) {
+inline uint16_t sign_bits(const uint8_t* signs, int64_t at, int64_t channels) {
     const int low = at < channels ? signs[at / 8] : 0, high = at + 8 < channels ? signs[at / 8 + 1] : 0;
-    return static_cast<__mmask16>(low | high << 8);
+    return static_cast<uint16_t>(low | high << 8);
 }
-
-inline __m512 flip(__m512 x, __mmask16 signs) { return _mm512_mask_sub_ps(x, signs, _mm512_setzero_ps(), x); }
 
 // What every channel is multiplied by before the first rotation: smoothing, signs, and the norm of all rotations.
 void read_gains(const Quantize& q, float* gains) {
     const int rotations = q.block ? (q.permutation ? 2 : 1) : 0;
-    const __m512 norm = _mm512_set1_ps(rotations ? static_cast<float>(std::pow(q.block, -0.5 * rotations)) : 1);
+    const Floats norm = all(rotations ? static_cast<float>(std::pow(q.block, -0.5 * rotations)) : 1.0f);
     for (int64_t k = 0; k < q.padded(); k += 16) {
-        const __m512 factor = q.factor ? load(q.factor, k, first_floats(q.channels - k), BFLOAT16) : _mm512_set1_ps(1);
-        const __m512 gain = _mm512_mul_ps(factor, norm);
-        _mm512_store_ps(gains + k, q.signs1 ? flip(gain, sign_mask(q.signs1, k, q.channels)) : gain);
+        const Floats factor = q.factor ? load(q.factor, k, first_floats(q.channels - k), BFLOAT16) : all(1.0f);
+        const Floats gain = mul(factor, norm);
+        save(gains + k, q.signs1 ? flip(gain, sign_bits(q.signs1, k, q.channels)) : gain);
     }
 }
 
 // The token in float32, smoothed and rotated once; channels beyond the last are zero.
 void transform(const Quantize& q, const float* gains, int64_t token, float* x) {
     const auto smoothed = [&](int64_t k) {
-        const __m512 v = load(q.x, token * q.channels + k, first_floats(q.channels - k), q.dtype);
-        return _mm512_mul_ps(v, _mm512_load_ps(gains + k));
+        const Floats v = load(q.x, token * q.channels + k, first_floats(q.channels - k), q.dtype);
+        return mul(v, load(gains + k));
     };
     // a block below 16 may end inside the last vector; zeros behind it stay zeros
     const int64_t rotated = q.block ? round_up(q.channels, 16) : 0;
     if (q.block) rotate_blocks(x, rotated, q.block, smoothed);
-    for (int64_t k = rotated; k < q.padded(); k += 16) _mm512_store_ps(x + k, smoothed(k));
+    for (int64_t k = rotated; k < q.padded(); k += 16) save(x + k, smoothed(k));
 }
 
 constexpr int TOGETHER = 4;  // tokens whose channels are moved at once
-
-// Transpose 4 x 4 floats in every 128 bits of 4 vectors; doing it twice changes nothing.
-inline void exchange(__m512 (&v)[4]) {
-    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
-    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
-    v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
-    v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)), v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
-}
 
 // Where `exchange` puts a channel, of 16 at a time; it is its own inverse.
 inline int64_t place(int64_t k) { return (k & ~15) | (k & 3) << 2 | (k >> 2 & 3); }
@@ -91,71 +76,66 @@ void read_permutation(const Quantize& q, int32_t* from) {
 // Permute TOGETHER tokens that lie in x one after the other, and rotate them again; `spare` is as large as x.
 void permute_rotate(const Quantize& q, const int32_t* from, float* x, float* spare) {
     const int64_t size = q.padded();
-    __m512 v[TOGETHER];
+    Floats v[TOGETHER];
     for (int64_t k = 0; k < size; k += 16) {
-        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) v[i] = _mm512_load_ps(x + i * size + k);
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) v[i] = load(x + i * size + k);
         exchange(v);
-        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) _mm512_store_ps(spare + k * TOGETHER + 16 * i, v[i]);
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) save(spare + k * TOGETHER + 16 * i, v[i]);
     }
     for (int64_t k = 0; k < size; k++) _mm_store_ps(x + k * TOGETHER, _mm_load_ps(spare + from[k] * TOGETHER));
     for (int64_t k = 0; k < size; k += 16) {
-        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) v[i] = _mm512_load_ps(x + k * TOGETHER + 16 * i);
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) v[i] = load(x + k * TOGETHER + 16 * i);
         exchange(v);
-        const __mmask16 signs = sign_mask(q.signs2, k, q.channels);
-        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) _mm512_store_ps(spare + i * size + k, flip(v[i], signs));
+        const uint16_t signs = sign_bits(q.signs2, k, q.channels);
+        DITQUANT_UNROLL for (int i = 0; i < TOGETHER; i++) save(spare + i * size + k, flip(v[i], signs));
     }
     for (int i = 0; i < TOGETHER; i++) {
         float* token = spare + i * size;
-        rotate_blocks(token, round_up(q.channels, 16), q.block, [&](int64_t k) { return _mm512_load_ps(token + k); });
+        rotate_blocks(token, round_up(q.channels, 16), q.block, [&](int64_t k) { return load(token + k); });
     }
 }
 
 // Largest magnitude; infinity and NaN are larger than any number, NaN than infinity.
 float largest(const float* x, int64_t size) {
-    __m512i high = _mm512_setzero_si512();
+    Ints high = all(0);
     for (int64_t k = 0; k < size; k += 16) {
-        const __m512i v = _mm512_castps_si512(_mm512_maskz_loadu_ps(first_floats(size - k), x + k));
-        const __m512i bits = _mm512_and_si512(v, _mm512_set1_epi32(0x7fffffff));
-        high = _mm512_max_epi32(high, bits);
+        high = most(high, magnitude_bits(load_some(x + k, first_floats(size - k))));
     }
-    const int32_t bits = _mm512_reduce_max_epi32(high);
+    const int32_t bits = most_of(high);
     float found;
     std::memcpy(&found, &bits, sizeof found);
     return found;
 }
 
 // round(x / scale) as torch has it: the quotient is corrected, since 1 / scale is rounded.
-inline __m512i divide(__m512 x, __m512 scale, __m512 inverse) {
-    __m512 quotient = _mm512_mul_ps(x, inverse);
-    quotient = _mm512_fmadd_ps(_mm512_fnmadd_ps(quotient, scale, x), inverse, quotient);
-    return _mm512_cvtps_epi32(quotient);
+inline Ints divide(Floats x, Floats scale, Floats inverse) {
+    const Floats quotient = mul(x, inverse);
+    return nearest(fmadd(fnmadd(quotient, scale, x), inverse, quotient));
 }
 
 // Codes + 128 of 64 floats.
 template <bool CLAMP>
-inline __m512i to_codes(const float* x, float scale, int zero, int least, int most) {
-    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1 / scale);
-    const __m512i offset = _mm512_set1_epi32(128 + zero);
-    const __m512i low = _mm512_set1_epi32(128 + least), high = _mm512_set1_epi32(128 + most);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i code[4];
+inline void put_codes(const float* x, float scale, int zero, int lowest, int highest, uint8_t* to) {
+    const Floats s = all(scale), inverse = all(1 / scale);
+    const Ints offset = all(128 + zero), low = all(128 + lowest), high = all(128 + highest);
+    Ints code[4];
     DITQUANT_UNROLL for (int i = 0; i < 4; i++) {
-        code[i] = _mm512_add_epi32(divide(_mm512_loadu_ps(x + 16 * i), s, inverse), offset);
-        if (CLAMP) code[i] = _mm512_min_epi32(_mm512_max_epi32(code[i], low), high);
+        code[i] = add(divide(load_any(x + 16 * i), s, inverse), offset);
+        if (CLAMP) code[i] = least(most(code[i], low), high);
     }
-    const __m512i first = _mm512_packs_epi32(code[0], code[1]), second = _mm512_packs_epi32(code[2], code[3]);
-    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+    save_bytes(to, code);
 }
 
 template <bool CLAMP>
-void write_codes(const float* x, int64_t size, float scale, int zero, int least, int most, uint8_t* to) {
+void write_codes(const float* x, int64_t size, float scale, int zero, int lowest, int highest, uint8_t* to) {
     int64_t k = 0;
-    for (; k + 64 <= size; k += 64) _mm512_storeu_si512(to + k, to_codes<CLAMP>(x + k, scale, zero, least, most));
+    for (; k + 64 <= size; k += 64) put_codes<CLAMP>(x + k, scale, zero, lowest, highest, to + k);
     if (k == size) return;
     float rest[64] = {};
+    uint8_t codes[64];
     std::copy(x + k, x + size, rest);
-    const __mmask64 there = (1ull << (size - k)) - 1;
-    _mm512_mask_storeu_epi8(to + k, there, to_codes<CLAMP>(rest, scale, zero, least, most));
+    put_codes<CLAMP>(rest, scale, zero, lowest, highest, codes);
+    std::copy(codes, codes + (size - k), to + k);
 }
 
 // Quantize `size` channels that share a scale.
@@ -169,13 +149,13 @@ void quantize(const Quantize& q, const float* x, int64_t size, uint8_t* values, 
         scale = std::max(tiny, peak * q.clip / static_cast<float>(half - 1));
         if (!std::isfinite(peak)) scale = peak;  // the token's outputs are not finite either
     } else {
-        __m512 low = _mm512_setzero_ps(), high = low;
+        Floats low = zeros(), high = low;
         for (int64_t k = 0; k < size; k += 16) {
-            const __m512 v = _mm512_maskz_loadu_ps(first_floats(size - k), x + k);
-            low = _mm512_min_ps(low, v);
-            high = _mm512_max_ps(high, v);
+            const Floats v = load_some(x + k, first_floats(size - k));
+            low = least(low, v);
+            high = most(high, v);
         }
-        const float from = _mm512_reduce_min_ps(low) * q.clip, to = _mm512_reduce_max_ps(high) * q.clip;
+        const float from = least_of(low) * q.clip, to = most_of(high) * q.clip;
         scale = std::max(tiny, (to - from) / static_cast<float>(2 * half - 1));
         zero = static_cast<int>(std::nearbyintf(-from / scale)) - half;
     }
