@@ -1,10 +1,13 @@
 """The compiled attention errs no more against float64 than torch's own in bfloat16."""
 
+import logging
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from ditquant.kernels import attention
+from ditquant.kernels import attention, report
 from ditquant.kernels.cpu.attention import attention_bfloat16, why_not_bfloat16
 from ditquant.kernels.cpu.library import why_not_attention
 
@@ -109,6 +112,23 @@ def test_what_the_kernel_does_not_take_goes_to_torch():
     for arguments, options in calls:
         found, truth = (f(*arguments, **options) for f in (attention, F.scaled_dot_product_attention))
         assert torch.equal(found.nan_to_num(), truth.nan_to_num())
+
+
+@pytest.mark.parametrize("kind", [None, "float", "bool"])
+def test_float16_is_attended_in_float32_where_torch_is_slow(kind, monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["ditquant.kernels.attention"], "FLOAT16_IS_SLOW", True)
+    monkeypatch.setattr(report, "_reported", set())
+    q, k, v = (x.half() for x in some_heads(1, 2, 30, 40, 64))
+    bias = torch.randn(1, 1, 30, 40, generator=torch.Generator().manual_seed(0)).half()
+    mask = None if kind is None else bias if kind == "float" else bias > -1
+    exact = mask if kind == "bool" or mask is None else mask.float()
+    truth = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), exact, scale=0.3).half()
+    with caplog.at_level(logging.INFO, logger="ditquant.kernels"):
+        for _ in range(2):
+            found = attention(q, k, v, mask, scale=0.3)
+    assert found.dtype == torch.float16 and torch.equal(found, truth)
+    assert not torch.equal(found, F.scaled_dot_product_attention(q, k, v, mask, scale=0.3)), "rounded once"
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["attention by torch in float32 copies"]
 
 
 def test_gradients_are_torchs():
