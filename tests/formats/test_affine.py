@@ -75,3 +75,9 @@ def test_zero_points_beyond_the_codes_are_refused():
     assert FORMATS["affine"].check(packed.params, packed.spec) is None
     packed.params["zero_point"][2, 0] = 8
     assert "below 8" in FORMATS["affine"].check(packed.params, packed.spec)
+
+
+def test_every_zero_point_of_eight_bits_is_a_code():
+    _, packed = some_packed(8, False)
+    packed.params["zero_point"][2, 0] = 255
+    assert FORMATS["affine"].check(packed.params, packed.spec) is None

@@ -27,7 +27,7 @@ class Affine:
         scale = params["scale"]
         if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
             return "scales must be finite and not negative"
-        if not spec.symmetric and bool((params["zero_point"] >= 2**spec.bits).any()):
+        if not spec.symmetric and bool((params["zero_point"].short() >= 2**spec.bits).any()):
             return f"zero points must be below {2**spec.bits}"
         return None
 
