@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ditquant.errors import DitQuantError
 from ditquant.formats import PackedWeight
-from ditquant.formats.twin_log import codebook
 from ditquant.quantizers.base import NEEDS_GRAM, QUANTIZERS, prepare
 from ditquant.quantizers.gain import mend_gain
 from ditquant.quantizers.gptq_factor import Factor, choose_factor
@@ -54,7 +53,7 @@ def gptq(
     layers as noise does not: of the shipped model at 3 bits the whole output gains 0.4 to 0.6 dB.
 
     `joint` lets the rows to come take back an error too, in the metric of what the model predicts (see `gptq_joint`);
-    for `twin_log` without groups, and where the statistics hold the outputs' curvature.
+    without groups, and where the statistics hold the outputs' curvature.
 
     Raises:
         DitQuantError: statistics without a Gram, of another width, or not finite; a damping too small for them.
@@ -65,8 +64,10 @@ def gptq(
     make_rounding = ROUNDINGS[spec.format]
     if clip is not None and spec.format != "affine":
         raise DitQuantError(f"clip {clip!r} is for format 'affine', the spec asks for {spec.format!r}. Leave it out.")
-    if joint and (spec.format != "twin_log" or spec.group_size is not None):
-        raise DitQuantError("joint rounding is for format 'twin_log' without groups. Leave joint or the groups out.")
+    if joint and spec.group_size is not None:
+        raise DitQuantError(
+            f"joint rounding is for weights without groups, the spec has groups of {spec.group_size}. Leave one out."
+        )
     if stats is None or stats.count == 0:
         return (
             twin_log(weight, spec, gain=gain) if spec.format == "twin_log" else rtn(weight, spec, clip=clip, gain=gain)
@@ -75,7 +76,7 @@ def gptq(
     rounding = make_rounding(weight, spec, factor.error_weight(), clip)
     if joint and stats.curvature is not None:
         outputs = choose_factor(stats.curvature, len(weight), order, damping)
-        codes = round_jointly(weight, factor, outputs, codebook(rounding.params, spec.bits)[:, 0])
+        codes = round_jointly(weight, factor, outputs, rounding)
     else:
         codes = _compensate(weight, factor, spec.group_size or weight.shape[1], block_size, rounding)
     packed = PackedWeight.from_codes(codes, rounding.params, spec)

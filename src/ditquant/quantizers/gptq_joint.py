@@ -16,25 +16,24 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ditquant.quantizers.gptq_factor import Factor
-from ditquant.quantizers.twin_log import place, thresholds
+from ditquant.quantizers.gptq_rounding import Rounding
 
 TILE = 64
 
 
 def round_jointly(
-    weight: Float[Tensor, "N K"], inputs: Factor, outputs: Factor, books: Float[Tensor, "N V"]
+    weight: Float[Tensor, "N K"], inputs: Factor, outputs: Factor, rounding: Rounding
 ) -> UInt8[Tensor, "N K"]:
-    """Return the codes of a weight in the code books of its rows."""
+    """Return the codes of a weight whose rows have one group each, settled before anything is compensated."""
     rows, columns = outputs.channels, inputs.channels
     down, right = outputs.share(), inputs.share()
-    books = books[rows]
-    cuts = thresholds(books)
+    rounding.enter(0, weight.T)
     left = weight[rows][:, columns].contiguous()  # what is still to be met, with all errors taken back so far
     codes = torch.empty(left.shape, dtype=torch.uint8)
     for k in _tiles(left.shape[1]):
         errors = torch.empty_like(left[:, k])
         for i in _tiles(len(left)):
-            codes[i, k], errors[i] = _round_tile(left[i, k], down[i, i], right[k, k], books[i], cuts[i])
+            codes[i, k], errors[i] = _round_tile(left[i, k], down[i, i], right[k, k], rounding, rows[i])
             left[i.stop :, k].addmm_(down[i, i.stop :].T, errors[i] @ right[k, k], alpha=-1)
         left[:, k.stop :].addmm_(down.T @ errors, right[k, k.stop :], alpha=-1)
     found = torch.empty_like(codes)
@@ -50,16 +49,15 @@ def _round_tile(
     left: Float[Tensor, "m n"],
     down: Float[Tensor, "m m"],
     right: Float[Tensor, "n n"],
-    books: Float[Tensor, "m V"],
-    cuts: Float[Tensor, "m V-1"],
+    rounding: Rounding,
+    rows: Int64[Tensor, " m"],
 ) -> tuple[UInt8[Tensor, "m n"], Float[Tensor, "m n"]]:
     """Return codes and rounding errors, one antidiagonal after the other."""
     left, errors, codes = left.clone(), torch.empty_like(left), torch.empty(left.shape, dtype=torch.uint8)
     for i, k in _antidiagonals(*left.shape):
         wanted = left[i, k]
-        code = place(wanted[:, None], cuts[i])
-        error = wanted - books[i].gather(1, code.long())[:, 0]
-        codes[i, k], errors[i, k] = code[:, 0], error
+        codes[i, k], rounded = rounding.round(wanted, rows[i])
+        error = errors[i, k] = wanted - rounded
         left.addmm_(down[i].T * error, right[k], alpha=-1)  # what is done already changes too and is not read again
     return codes, errors
 

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ditquant.formats.base import Params
@@ -12,6 +12,9 @@ from ditquant.quantizers.affine_fit import fit_affine, round_affine, zero_point
 from ditquant.quantizers.twin_log import fit_twin_log, place, thresholds
 from ditquant.registry import Registry
 from ditquant.specs import WeightSpec
+
+Rows = Int64[Tensor, " d"] | slice
+ALL = slice(None)
 
 
 class Rounding(Protocol):
@@ -22,8 +25,8 @@ class Rounding(Protocol):
     def enter(self, group: int, columns: Float[Tensor, "g N"]) -> None:
         """Begin a group of channels in their natural order, compensated for all columns rounded before."""
 
-    def round(self, column: Float[Tensor, " N"]) -> tuple[UInt8[Tensor, " N"], Float[Tensor, " N"]]:
-        """Return a column's codes and what they decode to, in the group entered last."""
+    def round(self, column: Float[Tensor, " d"], rows: Rows = ALL) -> tuple[UInt8[Tensor, " d"], Float[Tensor, " d"]]:
+        """Return the codes of one entry of each row, and what they decode to, in the group entered last."""
 
 
 class AffineRounding:
@@ -47,10 +50,11 @@ class AffineRounding:
         for name, values in self._group.items():
             self.params[name][:, group] = values[:, 0]
 
-    def round(self, column: Float[Tensor, " N"]) -> tuple[UInt8[Tensor, " N"], Float[Tensor, " N"]]:
+    def round(self, column: Float[Tensor, " d"], rows: Rows = ALL) -> tuple[UInt8[Tensor, " d"], Float[Tensor, " d"]]:
         """Round to the nearest step."""
-        codes = round_affine(column[:, None, None], self._group, self._spec)[:, 0, 0]
-        return codes, (codes - zero_point(self._group, self._spec)[:, 0]) * self._group["scale"][:, 0]
+        group = {name: values[rows] for name, values in self._group.items()}
+        codes = round_affine(column[:, None, None], group, self._spec)[:, 0, 0]
+        return codes, (codes - zero_point(group, self._spec)[:, 0]) * group["scale"][:, 0]
 
 
 class TwinLogRounding:
@@ -67,10 +71,10 @@ class TwinLogRounding:
         self._values = self._books[:, group]
         self._cuts = thresholds(self._values)
 
-    def round(self, column: Float[Tensor, " N"]) -> tuple[UInt8[Tensor, " N"], Float[Tensor, " N"]]:
+    def round(self, column: Float[Tensor, " d"], rows: Rows = ALL) -> tuple[UInt8[Tensor, " d"], Float[Tensor, " d"]]:
         """Take the nearest level that has the weight's sign."""
-        codes = place(column[:, None], self._cuts)
-        return codes[:, 0], self._values.gather(1, codes.long())[:, 0]
+        codes = place(column[:, None], self._cuts[rows])
+        return codes[:, 0], self._values[rows].gather(1, codes.long())[:, 0]
 
 
 ROUNDINGS: Registry[type[Rounding]] = Registry("format of quantizer 'gptq'")
