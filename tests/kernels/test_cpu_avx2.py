@@ -112,10 +112,20 @@ def test_torchs_integer_product_is_never_taken(group, monkeypatch):
             assert torch.equal(linear(x, weight, activation, None, None, decoded), expected)
 
 
-def test_what_is_missing_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    "has_avx512, switch, reason",
+    [
+        (False, "", "no _native, and no _native_avx2"),
+        (True, "", "no _native"),  # torch's integer product is left to such a CPU
+        (True, "avx2", "no _native_avx2"),
+    ],
+)
+def test_what_is_missing_is_named(has_avx512, switch, reason, monkeypatch):
     monkeypatch.undo()
+    monkeypatch.setenv(library.SWITCH, switch)
+    monkeypatch.setattr(library, "_TORCH_HAS_AVX512", has_avx512)
     monkeypatch.setattr(library, "_open", lambda name, _: (None, f"no {name}"))
-    assert library._load.__wrapped__() == (None, "no _native, and no _native_avx2")
+    assert library._load.__wrapped__() == (None, reason)
 
 
 def test_the_switch_takes_this_library_where_there_is_a_faster_one():

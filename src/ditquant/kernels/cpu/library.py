@@ -40,18 +40,22 @@ _SIGNATURES = {
     ],
 }
 _ONLY_AVX512 = {"ditquant_attention", "ditquant_tiles"}
-_LIBRARIES = {"_native": set(_SIGNATURES), "_native_avx2": set(_SIGNATURES) - _ONLY_AVX512}  # the fastest first
+_LIBRARIES = {"_native": set(_SIGNATURES), "_native_avx2": set(_SIGNATURES) - _ONLY_AVX512}
+# there torch has an integer product of its own, which the one for AVX2 was not compared with
+_TORCH_HAS_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Return the first library that this processor can run, or why there is none."""
+    if os.environ.get(SWITCH) == "avx2":
+        names = ["_native_avx2"]
+    else:
+        names = ["_native"] if _TORCH_HAS_AVX512 else ["_native", "_native_avx2"]
     reasons = []
-    for name, functions in _LIBRARIES.items():
-        if os.environ.get(SWITCH) == "avx2" and not name.endswith("avx2"):
-            continue
-        library, reason = _open(name, functions)
+    for name in names:
+        library, reason = _open(name, _LIBRARIES[name])
         if library is not None:
             return library, None
         reasons.append(reason)

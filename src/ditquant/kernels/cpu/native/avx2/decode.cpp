@@ -10,19 +10,21 @@ namespace {
 // A row's table of 2^bits bytes, 16 at a time.
 template <int BITS>
 class Table {
-    alignas(16) int8_t few_[16];
     const int8_t* values_;
 
-  public:
-    explicit Table(const int8_t* values) : values_(BITS < 4 ? few_ : values) {
-        if (BITS < 4) std::copy(values, values + (1 << BITS), few_);
+    __m256i part(int i) const {
+        int32_t four;
+        __m128i found;
+        if constexpr (BITS == 2) std::memcpy(&four, values_, 4), found = _mm_cvtsi32_si128(four);
+        else if constexpr (BITS == 3) found = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values_));
+        else found = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values_) + i);
+        return _mm256_broadcastsi128_si256(found);
     }
-    Table(const Table&) = delete;
+
+  public:
+    explicit Table(const int8_t* values) : values_(values) {}
 
     __m256i look_up(__m256i codes) const {
-        const auto part = [&](int i) {
-            return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values_) + i));
-        };
         constexpr int PARTS = BITS <= 4 ? 1 : 1 << (BITS <= 4 ? 0 : BITS - 4);
         if constexpr (PARTS == 1) return _mm256_shuffle_epi8(part(0), codes);
         __m256i found = _mm256_setzero_si256();
