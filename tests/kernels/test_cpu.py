@@ -54,10 +54,10 @@ def test_every_width_and_format(kind, symmetric, bits, act_symmetric):
     activation = ActSpec(8, symmetric=act_symmetric)
     for rows, width, tokens in ((40, 63, 7), (64, 64, 6), (130, 1000, 13), (1, 129, 1), (65, 3, 5)):
         x, weight, bias = some_input(tokens, width), some_weight(bits, kind, symmetric, rows, width), some_bias(rows)
-        exact, whole = exact_product(x, weight, activation, bias), cpu.linear_vnni(x, weight, activation, bias)
+        exact, whole = exact_product(x, weight, activation, bias), cpu.linear_rows(x, weight, activation, bias)
         torch.testing.assert_close(whole.double(), exact, rtol=1e-5, atol=1e-5)
         assert torch.equal(whole, linear_int8(x, weight, activation, bias))
-        assert torch.equal(whole, cpu.linear_vnni(x, weight, activation, bias, decoded=True))
+        assert torch.equal(whole, cpu.linear_rows(x, weight, activation, bias, decoded=True))
 
 
 @built
@@ -67,7 +67,7 @@ def test_every_width_and_format(kind, symmetric, bits, act_symmetric):
 def test_every_shape_and_granularity(shape, bits, granularity):
     x, weight, bias = some_input(*shape), some_weight(4), some_bias()
     for activation in (ActSpec(bits, granularity, symmetric=s, clip=c) for s in (True, False) for c in (1.0, 0.8)):
-        found = cpu.linear_vnni(x, weight, activation, bias)
+        found = cpu.linear_rows(x, weight, activation, bias)
         assert found.shape == (*shape[:-1], 40)
         exact = exact_product(x, weight, activation, bias)
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_every_shape_and_granularity(shape, bits, granularity):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_dtype_of_the_input_is_kept_and_rounded_once(dtype):
     x, weight, bias = some_input(9, 63, dtype=dtype), some_weight(4), some_bias().to(dtype)
-    found = cpu.linear_vnni(x, weight, ActSpec(8), bias)
+    found = cpu.linear_rows(x, weight, ActSpec(8), bias)
     assert found.dtype == dtype
     exact = exact_product(x, weight, ActSpec(8), bias)
     torch.testing.assert_close(found.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=2e-6)
@@ -92,7 +92,7 @@ def test_every_number_of_tokens_and_threads(tokens, threads):
     exact = exact_product(x, weight, ActSpec(8))
     torch.set_num_threads(threads)
     try:
-        found = [cpu.linear_vnni(x, weight, ActSpec(8), None, decoded=decoded) for decoded in (False, True)]
+        found = [cpu.linear_rows(x, weight, ActSpec(8), None, decoded=decoded) for decoded in (False, True)]
     finally:
         torch.set_num_threads(before)
     for y in found:
@@ -104,10 +104,10 @@ def test_any_strides_and_no_tokens():
     weight, activation, wide = some_weight(4), ActSpec(8, symmetric=False), some_input(6, 5, 126)
     for x in (wide[..., ::2], some_input(63, 9).t(), wide[..., :63].transpose(0, 1), wide[::2, :, 63:]):
         assert not x.is_contiguous()
-        expected = cpu.linear_vnni(x.contiguous(), weight, activation, None)
-        assert torch.equal(cpu.linear_vnni(x, weight, activation, None), expected)
+        expected = cpu.linear_rows(x.contiguous(), weight, activation, None)
+        assert torch.equal(cpu.linear_rows(x, weight, activation, None), expected)
     for shape in ((0, 63), (2, 0, 63)):
-        assert cpu.linear_vnni(torch.zeros(shape), weight, activation, None).shape == (*shape[:-1], 40)
+        assert cpu.linear_rows(torch.zeros(shape), weight, activation, None).shape == (*shape[:-1], 40)
 
 
 @built
@@ -117,7 +117,7 @@ def test_large_sums_cancel_exactly():
     weight = PackedWeight(weight.codes | 0xC0, weight.params, weight.shape, weight.spec)  # all positive and large
     activation = ActSpec(8, symmetric=False)
     exact = exact_product(x, weight, activation)
-    torch.testing.assert_close(cpu.linear_vnni(x, weight, activation, None).double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(cpu.linear_rows(x, weight, activation, None).double(), exact, rtol=1e-6, atol=0)
 
 
 @built
@@ -180,7 +180,7 @@ def test_bad_values_do_not_vanish(symmetric, value):
     signs = draw_signs(64, torch.Generator())
     for rotation in (None, Rotation(block=64, signs1=signs)):
         weight, activation = some_weight(4, width=64), ActSpec(8, symmetric=symmetric)
-        found = cpu.linear_vnni(x, weight, activation, some_bias(), rotation)
+        found = cpu.linear_rows(x, weight, activation, some_bias(), rotation)
         assert not bool(torch.isfinite(found[2]).any())
         assert bool(torch.isfinite(found[[0, 1, 3, 4]]).all())
 
@@ -206,7 +206,7 @@ def test_one_graph():
 
     for tokens in (5, 9):
         x = some_input(tokens, 63)
-        torch.testing.assert_close(product(x), cpu.linear_vnni(x, weight, ActSpec(8), None) + 1)
+        torch.testing.assert_close(product(x), cpu.linear_rows(x, weight, ActSpec(8), None) + 1)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_a_library_that_does_not_fit_is_no_error(monkeypatch, tmp_path):
 def test_what_the_library_does_not_take_goes_to_torch(monkeypatch):
     monkeypatch.setattr(MODULE, "CPU_HAS_INT8", True)
     weight = some_weight(4)
-    assert "float64" in cpu.why_not_vnni(some_input(5, 63).double(), weight)
+    assert "float64" in cpu.why_not_rows(some_input(5, 63).double(), weight)
     found = linear(some_input(5, 63).double(), weight, ActSpec(8), None)
     assert found.dtype == torch.float64
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(Affine, "int8_table")
-        assert "'affine' has no int8_table" in cpu.why_not_vnni(some_input(5, 63), weight)
+        assert "'affine' has no int8_table" in cpu.why_not_rows(some_input(5, 63), weight)
         found = linear(some_input(5, 63), weight, ActSpec(8), None)
     assert torch.equal(found, linear_int8(some_input(5, 63), weight, ActSpec(8), None))
     wide = PackedWeight(weight.codes, weight.params, (40, 65537), weight.spec)
-    assert "65536" in cpu.why_not_vnni(some_input(5, 63), wide)
+    assert "65536" in cpu.why_not_rows(some_input(5, 63), wide)

@@ -70,7 +70,7 @@ def parts_of(layer: QuantLinear, x: Tensor) -> dict[str, Part]:
 def _is_compiled(x: Tensor, weight: PackedWeight, activation: ActSpec, grouped: bool) -> bool:
     if x.device.type != "cpu" or kernels.why_not_int8(x, weight, activation) not in (None, kernels.GROUPS):
         return False
-    slow = cpu.why_not_groups(x, weight, activation) if grouped else cpu.why_not_vnni(x, weight)
+    slow = cpu.why_not_groups(x, weight, activation) if grouped else cpu.why_not_rows(x, weight)
     return slow is None
 
 

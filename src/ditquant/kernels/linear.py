@@ -50,10 +50,10 @@ def linear(
             report("the reference product is used", reason)
         return linear_reference(x, weight, activation, bias)
     if x.device.type == "cpu":
-        slow = cpu.why_not_vnni(x, weight)
+        slow = cpu.why_not_rows(x, weight)
         if slow is None:
             report("INT8 products by the compiled CPU kernels")
-            return cpu.linear_vnni(x, weight, activation, bias, rotation, decoded)
+            return cpu.linear_rows(x, weight, activation, bias, rotation, decoded)
         report("INT8 products by torch._int_mm", slow)
     return linear_int8(x, weight, activation, bias, decoded)
 
@@ -121,7 +121,7 @@ def takes_rotation(x: Tensor, weight: PackedWeight, activation: ActSpec | None) 
     reason = why_not_int8(x, weight, activation)
     if reason == GROUPS:
         return cpu.why_not_groups(x, weight, activation) is None
-    return reason is None and cpu.why_not_vnni(x, weight) is None
+    return reason is None and cpu.why_not_rows(x, weight) is None
 
 
 def rotates(block: int, device: torch.device) -> bool:
@@ -141,7 +141,7 @@ def why_not_int8(x: Tensor, weight: PackedWeight, activation: ActSpec | None) ->
         return "asymmetric 8-bit weights do not fit INT8"
     if x.device.type not in ("cpu", "cuda") or x.numel() == 0:
         return f"no integer product on {x.device.type}" if x.numel() else "there are no tokens"
-    if x.device.type == "cpu" and not CPU_HAS_INT8 and (slow := cpu.why_not_vnni(x, weight)) is not None:
+    if x.device.type == "cpu" and not CPU_HAS_INT8 and (slow := cpu.why_not_rows(x, weight)) is not None:
         return f"torch has no fast integer product for this CPU (AVX512), and {slow}"
     if weight.shape[1] == 1:
         return "torch._int_mm is wrong for one input channel"

@@ -15,7 +15,7 @@ MAX_CHANNELS = 65536  # sums of products of 8 bits stay in 32 bits
 Codes = tuple[Tensor, Tensor, Tensor]  # what `quantize_tokens` returns
 
 
-def linear_vnni(
+def linear_rows(
     x: Float[Tensor, "*B K"],
     weight: PackedWeight,
     activation: ActSpec,
@@ -58,7 +58,7 @@ def quantize(x: Tensor, activation: ActSpec, rotation: Rotation | None) -> Codes
     return values, scale, zero.to(torch.int32)
 
 
-def why_not_vnni(x: Tensor, weight: PackedWeight) -> str | None:
+def why_not_rows(x: Tensor, weight: PackedWeight) -> str | None:
     """Say why the compiled kernels cannot take a product that an integer product can; None if they can."""
     if (reason := why_not()) is not None:
         return reason
