@@ -2,13 +2,19 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import ditquant
-from ditquant.auto import Way, choose, descend, hull
+from ditquant.auto import Way, choose, descend, hull, offers
+from ditquant.auto import measure as measure_ways
+from ditquant.engine import match
 from ditquant.errors import DitQuantError
+from ditquant.fitting import fit_layer, output_noise
+from ditquant.quantizers import check_options
+from ditquant.recipe import Recipe
 from ditquant.rule import Rule
 from ditquant.sizes import measure
 from ditquant.specs import WeightSpec
@@ -77,6 +83,50 @@ def test_the_size_foreseen_is_that_of_the_model():
     size = measure(model)
     total = sum(model.get_submodule(r.target).weight.numel() for r in found.recipe.rules)
     assert (8 * size.layer_bytes - biases + kept) / total == pytest.approx(found.chosen.bits, rel=1e-6)
+
+
+JOINT = {"quantizer": "gptq", "quantizer_options": {"joint": True}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "twin", "plain"),
+    [
+        (JOINT, ("gptq", {"joint": True}), ("gptq", {"joint": True})),
+        ({"quantizer": "gptq", "quantizer_options": {"clip": "mse"}}, ("gptq", {}), ("gptq", {})),
+        (
+            {"quantizer": "twin_log", "quantizer_options": {"search": "fit"}},
+            ("twin_log", {"search": "fit"}),
+            ("rtn", {}),
+        ),
+        ({"quantizer": "rtn"}, ("twin_log", {}), ("rtn", {})),
+    ],
+)
+def test_both_formats_are_compensated_as_the_rule_says(rule, twin, plain):
+    found = offers(Rule("x", WeightSpec(4), **rule))
+    assert [(o.weight.format, o.weight.bits) for o in found[2:4]] == [("twin_log", 4), ("affine", 3)]
+    for offer in found:
+        (quantizer, options), clip = (twin, {}) if offer.weight.format == "twin_log" else (plain, {"clip": "mse"})
+        assert (offer.quantizer, offer.quantizer_options) == (quantizer, options | clip)
+        check_options(offer.quantizer, offer.quantizer_options)
+
+
+def test_what_is_measured_is_what_is_deployed(monkeypatch):
+    """Compensation over outputs too, which makes some ways better and others not."""
+    measured = {}
+
+    def fit(linear, name, rule, stats, seed):
+        made = fit_layer(linear, name, rule, stats, seed)
+        measured.setdefault(name, []).append((rule, output_noise(made, linear, stats)))
+        return made
+
+    monkeypatch.setattr("ditquant.auto.fit_layer", fit)
+    model = tiny("pixart")
+    matched = match(model, Recipe.load(BASE | {"rules": [BASE["rules"][0] | JOINT]}))
+    with torch.no_grad():
+        ways = measure_ways("", model, matched, partial(run, model), 0, 16)
+    for name, found in ways.items():
+        assert [(way.rule, way.noise) for way in found[1:]] == measured[name]
+        assert all(way.rule.quantizer_options["joint"] for way in found[1:])
 
 
 def test_a_layer_that_is_not_felt_gets_the_fewest_bytes():

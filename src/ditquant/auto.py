@@ -23,6 +23,7 @@ from ditquant.fitting import choose_basis, fit_layer, output_noise
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.models import Layer
 from ditquant.nn import QuantLinear
+from ditquant.quantizers import NEEDS_GRAM
 from ditquant.recipe import Recipe, Rule
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
@@ -105,10 +106,19 @@ def spend(ways: Mapping[str, Sequence[Way]], weights: int, bits: float) -> Auto:
 
 
 def offers(rule: Rule) -> list[Rule]:
-    """Return the ways that a rule's layer may be quantized; Twin-Log has nothing to add from 5 bits on."""
-    twin = [replace(rule, weight=WeightSpec(bits, "twin_log")) for bits in TWIN_LOG_BITS]
-    plain = {"quantizer": "gptq", "quantizer_options": {"clip": "mse"}}
-    return [*twin, *(replace(rule, weight=WeightSpec(bits), **plain) for bits in AFFINE_BITS)]
+    """Return the ways that a rule's layer may be quantized; Twin-Log has nothing to add from 5 bits on.
+
+    Both formats are compensated as the rule says: over inputs and outputs, over inputs, or not at all.
+    """
+    quantizer, options = rule.quantizer, dict(rule.quantizer_options)
+    if quantizer in NEEDS_GRAM:
+        options.pop("clip", None)
+        twin, plain = (quantizer, options), (quantizer, options | {"clip": "mse"})
+    else:
+        twin, plain = ("twin_log", options if quantizer == "twin_log" else {}), ("rtn", {"clip": "mse"})
+    made = [(WeightSpec(bits, "twin_log"), *twin) for bits in TWIN_LOG_BITS]
+    made += [(WeightSpec(bits), *plain) for bits in AFFINE_BITS]
+    return [replace(rule, weight=w, quantizer=name, quantizer_options=given) for w, name, given in made]
 
 
 def measure(
@@ -121,8 +131,8 @@ def measure(
 ) -> dict[str, list[Way]]:
     """Return the ways of every layer; one that the prediction does not feel is stored as small as it can be.
 
-    Transforms are chosen once, by the layer's own rule. Compensation over outputs, which lowers all errors alike and
-    takes most of the time, is left out.
+    Transforms are chosen once, by the layer's own rule. Weights are compensated as they will be: over outputs too, that
+    takes about six times as long, but it lowers errors at 3 and 4 bits to a fifth or a half, and those at 8 not at all.
     """
     rules, ways = {layer.name: rule for layer, rule in matched}, {}
 
@@ -133,8 +143,7 @@ def measure(
         rule = _settled(linear, layer, rules[layer], seen, seed)
         ways[layer] = [Way(None, linear.weight.numel() * FLOAT_BYTES, 0.0)]
         for offer in offers(rule):
-            options = {key: value for key, value in offer.quantizer_options.items() if key != "joint"}
-            made = fit_layer(linear, layer, replace(offer, quantizer_options=options), seen, seed)
+            made = fit_layer(linear, layer, offer, seen, seed)
             noise = 0.0 if seen.curvature is None else output_noise(made, linear, seen)
             ways[layer].append(Way(offer, _bytes(made), noise))
         return made  # the last has 8 bits: blocks behind see what they would in full precision
@@ -151,9 +160,7 @@ def measure(
 
 def _settled(linear: nn.Linear, name: str, rule: Rule, stats: LayerStats, seed: int) -> Rule:
     """Return a rule with its transforms chosen."""
-    options = {key: value for key, value in rule.quantizer_options.items() if key != "joint"}
-    plain = replace(rule, quantizer_options=options)
-    basis = choose_basis(linear.weight.detach().float().cpu(), plain, stats, seed + zlib.crc32(name.encode()))
+    basis = choose_basis(linear.weight.detach().float().cpu(), rule, stats, seed + zlib.crc32(name.encode()))
     return replace(rule, transforms=basis.chain, choose=replace(rule.choose, transforms=()))
 
 
