@@ -26,7 +26,7 @@ _PUBLIC = {
     "quantize": "ditquant.engine",
     "set_mode": "ditquant.nn",
 }
-_MODULES = ("evaluation", "formats", "kernels", "models", "nn", "quantizers", "sources", "transforms")
+_MODULES = ("auto", "evaluation", "formats", "kernels", "models", "nn", "quantizers", "sources", "transforms")
 __all__ = [*_PUBLIC, "__version__"]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ditquant import distributed
-from ditquant.cli.choose import check_attention, read_attention, spend, with_attention
+from ditquant.cli.choose import Budget, check_attention, read_attention, spend, with_attention
 from ditquant.cli.options import (
     MAX_SEED,
     Attention,
@@ -53,6 +53,9 @@ def quantize(
     qk: QkBits = None,
     pv: PvBits = None,
     bits: Annotated[float | None, typer.Option(help="Bits a weight, all-in, that --recipe auto may spend.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Or milliseconds here, of the layers of one call of the transformer.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of calibration and rotations.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -74,19 +77,21 @@ def quantize(
     --prompts calibrate: eight are usual, and not those you test with. They are generated with --steps, --guidance,
     --height, --width and --frames, the pipeline's own by default. A run with --work-dir that was killed goes on at
     the block where it was; the folder is deleted when the model is saved. --recipe auto chooses the bits of every layer
-    by how much the prediction feels its error, within --bits, and shows what other budgets would bring. --max-memory
-    quantizes models that are larger than the memory, on the CPU and in float32; every call reads its blocks again.
+    by how much the prediction feels its error, within --bits or --latency, and shows what other budgets would bring.
+    --max-memory quantizes models that are larger than the memory, on the CPU and in float32; every call reads its
+    blocks again.
 
     --attention paro --density 0.3 --qk 8 --pv 8 lets the tokens of every head attend in an order of their own, leaves
     tiles out and multiplies integers; without --recipe the weights stay as they are.
     """
-    wanted = read_attention(attention, density, qk, pv)
+    wanted, budget = read_attention(attention, density, qk, pv), Budget(bits, latency)
     if plan is not None:
         given = {
             "attention": attention,
             "recipe": recipe,
             "prompts": prompts,
             "bits": bits,
+            "latency": latency,
             "work-dir": work_dir,
             "steps": steps,
             "max-memory": max_memory,
@@ -103,7 +108,7 @@ def quantize(
     from ditquant.out_of_core import quantize_on_disk
 
     texts = None if prompts is None else read_prompts(prompts)
-    rules = with_attention(recipe, wanted, bits, texts)
+    rules = with_attention(recipe, wanted, budget, texts)
     device = pick_device(device)
     compute = pick_dtype(dtype, device)
     source = sources.find(model)
@@ -117,7 +122,7 @@ def quantize(
     check_recipe(source, rules)
     check_attention(source, rules, texts)
     if max_memory is not None:
-        if compute != torch.float32 or device != "cpu" or bits is not None or distributed.count() > 1:
+        if compute != torch.float32 or device != "cpu" or budget.option or distributed.count() > 1:
             raise DitQuantError("--max-memory is for one process, the CPU, float32 and a recipe. Leave out the rest.")
         if rules.attention is not None:
             raise DitQuantError("attention is fitted with the whole model in memory. Leave --max-memory out.")
@@ -128,8 +133,8 @@ def quantize(
         finish(loaded, source, output, rules.name, made, work_dir)
         return
     loaded = sources.load(source, compute, device)
-    if bits is not None and texts is not None:
-        rules = spend(loaded, bits, texts, seed, settings)
+    if budget.option and texts is not None:
+        rules = spend(loaded, budget, texts, seed, settings)
     made = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
     if not distributed.is_main():
         return

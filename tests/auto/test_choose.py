@@ -119,7 +119,7 @@ def test_what_is_measured_is_what_is_deployed(monkeypatch):
         measured.setdefault(name, []).append((rule, output_noise(made, linear, stats)))
         return made
 
-    monkeypatch.setattr("ditquant.auto.fit_layer", fit)
+    monkeypatch.setattr("ditquant.auto.ways.fit_layer", fit)
     model = tiny("pixart")
     matched = match(model, Recipe.load(BASE | {"rules": [BASE["rules"][0] | JOINT]}))
     with torch.no_grad():
