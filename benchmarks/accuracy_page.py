@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from accuracy_rows import ABLATIONS, BITS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, SALIENT, SALIENT_RECIPES
+from accuracy_rows import ABLATIONS, BITS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, OURS, SALIENT, SALIENT_RECIPES
 
 from ditquant.evaluation.intervals import interval, paired_interval
 
@@ -23,9 +23,8 @@ else with one. Methods are compared on the seeds that both were measured with.
 Bits a weight are all-in: codes, scales, transforms, low-rank factors and biases. The model is 256 channels wide, so
 that whatever belongs to a channel weighs four to five times what it does in PixArt-XL: a branch of rank 32 costs 3.2
 bits a weight here and 0.7 there, and DuQuant's two stored matrices cost 10 bits here and 0.4 there. Twin-Log's five
-numbers a row make 0.2 bits more than one scale, so that lrq-plus has no more bits than SVDQuant, DuQuant and the other
-Twin-Log methods where activations have 8 bits, and 0.2 more than the rest. With 4- and 6-bit activations its low-rank
-branch costs what SVDQuant's does.
+numbers a row make 0.2 bits more than one scale. lrq-plus has a branch of SVDQuant's rank, and fewer bits than SVDQuant
+since its scales belong to rows; lrq-plus-lean, for 8-bit activations, has no branch, and 0.2 bits more than RTN.
 """
 
 
@@ -100,11 +99,11 @@ def sizes_table(found: Found) -> str:
 
 
 def bars(found: Found) -> str:
-    lines = []
+    lines, others = [], [m for m in METHODS if m not in OURS]
     for bits in HARD:
         lines.append(_beats(found, "lrq", bits, PEERS, bits))
-        lines.append(_beats(found, "lrq-plus", bits, [m for m in METHODS if m != "lrq-plus"], bits))
-    lines.append(_beats(found, "lrq-plus", "w3a8", [m for m in METHODS if m != "lrq-plus"], "w4a8"))
+        lines += [_beats(found, method, bits, others, bits) for method in OURS if found.rows("methods", method, bits)]
+    lines.append(_beats(found, "lrq-plus", "w3a8", others, "w4a8"))
     lines.append(_beats(found, "lrq-plus", "w4a8", ["rtn"], "w8a8"))
     full, plus = (found.values("captions", n, "w4a8", "caption_accuracy") for n in ("full precision", "lrq-plus"))
     if full and len(full) == len(plus):

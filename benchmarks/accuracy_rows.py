@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ditquant.recipe import Recipe
+from ditquant.recipe import Recipe, list_recipes
 
 METHODS = (
     "rtn",
@@ -15,8 +15,10 @@ METHODS = (
     "svdquant",
     "lrq",
     "lrq-gptq",
+    "lrq-plus-lean",
     "lrq-plus",
 )
+OURS = METHODS[-2:]
 HARD = ("w4a8", "w3a8", "w4a4", "w3a4")  # what the bars are about: measured with all seeds
 BITS = (*HARD, "w8a8", "w6a6", "w4a6", "w3a6", "w4a16", "w3a16")  # the others: with one
 SEEDS = 3
@@ -133,16 +135,17 @@ def rows(methods: tuple[str, ...] = METHODS, bits: tuple[str, ...] = BITS, seeds
     """Return all rows: what the bars need with every seed first, then one seed of what is left."""
 
     def of(seed: int, widths: tuple[str, ...], names: tuple[str, ...]) -> list[Row]:
-        pairs = [(b, m) for b in widths if b in bits for m in names if m in methods]
+        known = list_recipes()
+        pairs = [(b, m) for b in widths if b in bits for m in names if m in methods and f"{m}-{b}" in known]
         return [Row("methods", m, b, Recipe.load(f"{m}-{b}"), seed) for b, m in pairs]
 
-    peers, ours = tuple(m for m in METHODS if m != "lrq-plus"), ("lrq-plus",)
+    peers = tuple(m for m in METHODS if m not in OURS)
     found = of(0, HARD, METHODS)
     for seed in range(seeds):
         found += of(seed, ("w8a8",), ("rtn",)) + of(seed, HARD, peers)
     found += _salient()
     for seed in range(seeds):
-        found += of(seed, HARD, ours) + _captions(seed)
+        found += of(seed, HARD, OURS) + _captions(seed)
     found += of(0, tuple(b for b in BITS if b not in HARD), METHODS) + _ablations()
     return [row for i, row in enumerate(found) if row not in found[:i]]
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ OTHERS = ("svdquant", "lrq-plus", "vidit-q-mixed", "full")  # tested by themselv
 
 def test_the_shipped_recipes():
     plain = [f"{method}-{bits}" for method in [*METHODS, *OTHERS[:2]] for bits in BITS]
-    plain += ["full-w4a8-paro30"]
+    plain += ["full-w4a8-paro30", *(f"lrq-plus-lean-{bits}" for bits in BITS if bits.endswith(("a8", "a16")))]
     plain += [f"vidit-q-mixed-{bits}" for bits in BITS if "w8" not in bits and "w6" not in bits and "a16" not in bits]
     grouped = [f"{method}-{bits}" for method in GROUPED for bits in GROUPED_BITS]
     assert sorted(list_recipes()) == sorted(plain + grouped)
@@ -97,11 +98,14 @@ def test_lrq_plus_chooses_transforms_and_where_it_pays_a_clip(bits):
     weight_bits, act_bits = (int(n) for n in bits[1:].split("a"))
     assert (rule.quantizer, rule.quantizer_options) == ("gptq", {"joint": True})
     assert rule.weight == WeightSpec(weight_bits, "twin_log") and len(rule.choose.transforms) >= 2
+    assert rule.rank == 32
     if act_bits in (4, 6):
-        assert rule.activation == ActSpec(act_bits, "group", 64, symmetric=False) and rule.rank == 32
+        assert rule.activation == ActSpec(act_bits, "group", 64, symmetric=False)
         assert len(rule.choose.clip) == 7 and max(rule.choose.clip) == 1
     else:
-        assert rule.activation == (None if act_bits == 16 else ActSpec(8)) and rule.choose.clip == () and rule.rank == 0
+        assert rule.activation == (None if act_bits == 16 else ActSpec(8)) and rule.choose.clip == ()
+        lean = Recipe.load(f"lrq-plus-lean-{bits}").match("attn_q", "transformer_blocks.0.attn1.to_q")
+        assert lean == replace(rule, rank=0)
 
 
 @pytest.mark.parametrize("name", [n for n in list_recipes() if not n.startswith(("qdit", *OTHERS))])

@@ -14,7 +14,7 @@ from ditquant.formats import PackedWeight
 from ditquant.kernels import fake_quantize
 from ditquant.nn import LowRank, QuantLinear
 from ditquant.quantizers import NEEDS_GRAM, QUANTIZERS
-from ditquant.quantizers.low_rank import TURNS, fit_low_rank
+from ditquant.quantizers.low_rank import TURNS, fit_low_rank, refit_low_rank
 from ditquant.rule import Rule
 from ditquant.specs import ActSpec, LayerPlan, TransformSpec
 from ditquant.stats import LayerStats
@@ -23,6 +23,7 @@ from ditquant.transforms.fitters import FITTERS, needs_data, takes_seed
 
 TRIAL_ROWS = 64  # outputs on which transforms are tried
 TRIAL_TURNS = 1
+MARGIN = 0.9  # of the error with the rule's own transforms: what is tried on some outputs is not sure of less
 PLAIN = {"affine": "rtn", "twin_log": "twin_log"}
 
 
@@ -78,7 +79,7 @@ def output_noise(layer: QuantLinear, linear: nn.Linear, stats: LayerStats) -> fl
 
 
 def choose_basis(weight: Float[Tensor, "N K"], rule: Rule, stats: LayerStats | None, seed: int) -> Basis:
-    """Return the transforms of least error on some of the outputs; the rule's own come first where they are equal."""
+    """Return the transforms of least error on some of the outputs; the rule's own, unless others are clearly better."""
     if stats is None or not rule.choose.transforms:
         return fit_transforms(weight, rule.transforms, stats, seed)
     step = -(-len(weight) // TRIAL_ROWS)
@@ -87,8 +88,12 @@ def choose_basis(weight: Float[Tensor, "N K"], rule: Rule, stats: LayerStats | N
         some = basis.rows(step)
         return choose_clip(quantize_weight(some, rule, TRIAL_TURNS), some, rule)[1]
 
-    chains = (rule.transforms, *rule.choose.transforms)
-    return min((fit_transforms(weight, chain, stats, seed) for chain in chains), key=error)
+    own, *others = (fit_transforms(weight, chain, stats, seed) for chain in rule.chains)
+    best, least = own, MARGIN * error(own)
+    for basis in others:
+        if (found := error(basis)) < least:
+            best, least = basis, found
+    return best
 
 
 def fit_transforms(
@@ -110,23 +115,26 @@ def fit_transforms(
 def quantize_weight(basis: Basis, rule: Rule, turns: int = TURNS) -> Made:
     """Choose codes, and factors where the rule has a rank.
 
-    The factors are refined by turns with the quantizer, or with plain rounding where that compensates its errors: what
-    is compensated anyway is not theirs to mend, and each turn of it would cost as much as the last.
+    The factors are refined by turns with the quantizer. One that compensates its errors does so as well on any rest:
+    how much is left depends on how large the rest is, so that the factors first take what is largest, whichever inputs
+    it meets, and are fitted once more to what the codes then left.
     """
 
     def quantizer(weight: Tensor) -> PackedWeight:
         return QUANTIZERS[rule.quantizer](weight, rule.weight, basis.stats, **rule.quantizer_options)
 
     def plain(weight: Tensor) -> PackedWeight:
-        return QUANTIZERS[PLAIN[rule.weight.format]](weight, rule.weight, basis.stats)
+        return QUANTIZERS[PLAIN[rule.weight.format]](weight, rule.weight)
 
     if not rule.rank:
         return Made(quantizer(basis.weight), None)
-    compensates = rule.quantizer in NEEDS_GRAM
     rank = min(rule.rank, len(basis.weight))
-    packed, down, up = fit_low_rank(basis.weight, rank, plain if compensates else quantizer, basis.stats, turns)
-    low_rank = LowRank(down, up)
-    return Made(quantizer(basis.weight - low_rank.product()) if compensates else packed, low_rank)
+    if rule.quantizer not in NEEDS_GRAM:
+        packed, *factors = fit_low_rank(basis.weight, rank, quantizer, basis.stats, turns)
+        return Made(packed, LowRank(*factors))
+    _, *factors = fit_low_rank(basis.weight, rank, plain, None, turns)
+    packed = quantizer(basis.weight - LowRank(*factors).product())
+    return Made(packed, LowRank(*refit_low_rank(basis.weight - packed.dequantize(), tuple(factors), basis.stats)))
 
 
 def choose_clip(made: Made, basis: Basis, rule: Rule) -> tuple[ActSpec | None, float]:

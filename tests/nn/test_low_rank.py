@@ -8,7 +8,7 @@ import ditquant
 from ditquant.errors import DitQuantError
 from ditquant.nn import LowRank, QuantLinear
 from ditquant.quantizers import QUANTIZERS
-from ditquant.quantizers.low_rank import fit_low_rank
+from ditquant.quantizers.low_rank import fit_low_rank, refit_low_rank
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
 from tests.tiny import run, tiny
@@ -139,3 +139,51 @@ def test_bad_ranks_and_factors_are_refused():
     factors.up.data[0, 0] = 0x7C00  # infinity
     with pytest.raises(DitQuantError, match=r"layer\.low_rank\.up"):
         factors.check("layer")
+
+
+def correlated(size, seed):
+    """A metric whose channels are correlated, of unequal strength."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator) * torch.logspace(-1, 0.5, size)
+    return root @ root.T / size
+
+
+def measured(rows=40, width=56, curved=True):
+    """Statistics with a Gram, and with a curvature of the outputs."""
+    stats = LayerStats(width, gram=True)
+    root = torch.linalg.cholesky(correlated(width, 1) + 1e-3 * torch.eye(width))
+    stats.update(torch.randn(400, width, generator=torch.Generator().manual_seed(2)) @ root.T)
+    stats.curvature = correlated(rows, 3) if curved else None
+    return stats
+
+
+def felt(rest, down, up, stats):
+    left = (rest - up.float() @ down.float()).double()
+    curvature = torch.eye(len(left)) if stats.curvature is None else stats.curvature
+    return float(((curvature.double() @ left @ stats.gram.double()) * left).sum())
+
+
+@pytest.mark.parametrize("curved", [True, False])
+def test_factors_are_fitted_again_to_what_the_prediction_feels(curved):
+    stats = measured(curved=curved)
+    rest = torch.randn(40, 56, generator=torch.Generator().manual_seed(4))
+    plain = fit_low_rank(rest, 6, lambda w: QUANTIZERS["rtn"](w, WeightSpec(8)))[1:]
+    again = refit_low_rank(rest, plain, stats)
+    assert felt(rest, *again, stats) < 0.6 * felt(rest, *plain, stats)
+    # Eckart and Young in the metric: no rank 6 leaves less than the squares of the singular values behind the sixth
+    roots = [torch.linalg.cholesky(m.double()) for m in (stats.gram + 1e-6 * torch.eye(56),)]
+    outputs = torch.eye(40).double() if not curved else torch.linalg.cholesky(stats.curvature.double())
+    values = torch.linalg.svdvals(outputs.T @ rest.double() @ roots[0])
+    assert felt(rest, *again, stats) < 1.2 * float(values[6:].square().sum())
+
+
+def test_factors_that_cannot_be_better_stay():
+    stats = measured()
+    down, up = torch.randn(3, 56).half(), torch.randn(40, 3).half()
+    rest = up.float() @ down.float()
+    kept = refit_low_rank(rest, (down, up), stats)
+    assert kept[0] is down and kept[1] is up
+    huge = refit_low_rank(rest * 1e9, (down, up), stats)  # beyond half precision, whichever way they are balanced
+    assert huge[0] is down and huge[1] is up
+    assert refit_low_rank(rest, (down, up), None) == (down, up)
+    assert refit_low_rank(rest, (down, up), loud_stats(56)) == (down, up)

@@ -23,7 +23,7 @@ from ditquant.recipe import Rule
 from ditquant.specs import WeightSpec
 from ditquant.stats import LayerStats
 
-BASE = "lrq-plus-w4a8"
+BASE = "lrq-plus-lean-w4a8"
 TWIN_LOG_BITS = (2, 3, 4)
 AFFINE_BITS = (3, 4, 5, 6, 8)
 FLOAT_BYTES = 2
