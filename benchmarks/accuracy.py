@@ -8,7 +8,7 @@ guidance branches, for 8 held-out captions a seed. A seed has its own calibratio
 their 160 transformer calls), test captions, noise and rotations. Intervals are 95 % bootstrap intervals over captions.
 
 Every finished row is kept in the JSON file under the digest of its weights, recipe and settings: those that are there
-already are not measured again. Rows of other weights are dropped.
+already are not measured again. Rows of other weights, and of recipes as they are no longer, are dropped.
 """
 
 import argparse
@@ -81,9 +81,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
     options = parser.parse_args()
     weights = model.digest()
-    done = finished(options.output, weights)
+    every = {key(weights, row) for row in rows()}
+    done = {name: row for name, row in finished(options.output, weights).items() if name in every}
     wanted = rows(tuple(options.methods), tuple(options.bits), options.seeds)
-    every = {key(weights, row) for row in wanted}
     if options.only:
         wanted = [row for row in wanted if row.table == options.only]
     jobs = [(name, row) for row in wanted if (name := key(weights, row)) not in done]
