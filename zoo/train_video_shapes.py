@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from torch.nn import functional as F
-from training import Checkpoint, autocast, progress, rate_at
+from training import Checkpoint, Muon, autocast, progress, rate_at
 from video_text import TEXT_WIDTH, FilledText, encode_texts, make_tokenizer, train_text_encoder
 from video_vae import LATENT_CHANNELS, TRAINING, draw_batch, encode_videos, train_decoder, train_vae
 
@@ -28,7 +28,7 @@ from ditquant.evaluation.moving_shapes import FRAMES, SIZE, caption
 from ditquant.pipelines.settings import TRAINED_FOR
 
 VAE_STEPS, DECODER_STEPS = 3400, 6000
-GUIDANCE = 4.0
+GUIDANCE = 2.5
 WIDTH, HEADS, BLOCKS = 256, 4, 6
 
 
@@ -62,10 +62,9 @@ class Phase:
 
 
 PHASES = (
-    Phase(725, 16, 24, 5),
-    Phase(175, 4, SIZE, FRAMES),
-    Phase(250, 12, 32, FRAMES),
-    Phase(500, 4, SIZE, FRAMES),
+    Phase(400, 16, 32, 5),
+    Phase(350, 8, 40, FRAMES),
+    Phase(600, 4, SIZE, FRAMES),
 )
 
 
@@ -84,7 +83,7 @@ class Optimizers:
         matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
         others = [p for p in model.parameters() if all(p is not m for m in matrices)]
         self.all = (
-            torch.optim.Muon(matrices, lr=0.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices),
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01),
         )
 
@@ -127,6 +126,16 @@ class Worker:
         return loss.item(), list(torch.autograd.grad(loss, list(self.model.parameters())))
 
 
+def begin_from(folder: Path, work: Path) -> None:
+    """Put what another pipeline has learned where the stages leave their results; all but the transformer is done."""
+    pipeline = WanPipeline.from_pretrained(folder)
+    parts = {"vae": pipeline.vae, "decoder": pipeline.vae}
+    parts |= {"text_encoder": pipeline.text_encoder, "transformer": pipeline.transformer}
+    for name, part in parts.items():
+        if not (work / name).exists():
+            part.float().save_pretrained(work / name)
+
+
 def train_transformer(work: Path, device: str, seed: int, peak: float, workers: int) -> WanPipeline:
     """Flow matching on the latents, shared out among threads: on a busy CPU they wait for each other once a step."""
     vae = train_vae(work, VAE_STEPS, device, seed).eval().requires_grad_(False)
@@ -134,7 +143,10 @@ def train_transformer(work: Path, device: str, seed: int, peak: float, workers: 
     encoder = train_text_encoder(work, tokenizer, 200, device, seed).eval().requires_grad_(False)
     texts = encode_texts(tokenizer, encoder, [*(caption(clip) for clip in TRAINING), ""])
     torch.manual_seed(seed)
-    model = make_transformer().to(device)
+    model = make_transformer()
+    if (work / "transformer").exists():
+        model = WanTransformer3DModel.from_pretrained(work / "transformer")
+    model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     for block in model.blocks:
         block.attn2.set_processor(FilledText())
@@ -161,7 +173,7 @@ def train_transformer(work: Path, device: str, seed: int, peak: float, workers: 
         if step % 25 == 24 or step == steps - 1:
             checkpoint.save(step + 1)
         if step % 400 == 399:
-            right = evaluate(pipeline, 16, 8, max(phase.size, 32), phase.frames)
+            right = evaluate(pipeline, 8, 8, 16 * -(-phase.size // 16), phase.frames)
             print(f"transformer {step + 1} caption accuracy {right:.3f}", flush=True)
     return pipeline
 
@@ -196,7 +208,7 @@ def export(pipeline: WanPipeline, out: Path) -> None:
     own = {"frames": FRAMES, "height": SIZE, "width": SIZE, "guidance": GUIDANCE}
     pipeline.transformer.register_to_config(**{TRAINED_FOR: own})
     pipeline.to(dtype=torch.float16).save_pretrained(out)
-    for file in out.glob("*/config.json"):
+    for file in (out / "model_index.json", *out.glob("*/config.json")):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         if file.parent.name == "text_encoder":
@@ -208,12 +220,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
+    parser.add_argument("--start", type=Path, help="a finished pipeline to train further")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="largest learning rate of the transformer")
     parser.add_argument("--workers", type=int, default=2, help="threads that share a batch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.start:
+        begin_from(args.start, args.work)
     pipeline = train_transformer(args.work, args.device, args.seed, args.peak, args.workers)
     pipeline.vae = train_decoder(args.work, DECODER_STEPS, args.device, args.seed)
     export(pipeline, args.out)

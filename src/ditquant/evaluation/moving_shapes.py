@@ -14,14 +14,15 @@ import numpy as np
 from ditquant.evaluation import shapes
 
 SIZE, FRAMES = 64, 9
-RADIUS = 6
-SPEED = (1.5, 4.0)  # pixels a frame
+RADIUS = 8
+SPEED = 2  # pixels a frame
+CELL = 4  # a centre's first place is a multiple of it
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {name: shapes.COLOURS[name] for name in ("red", "green", "blue", "yellow", "white", "black")}
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "up": (-1, 0), "down": (1, 0)}  # rows, columns
 _NAMES = tuple(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
-_MARGIN = RADIUS + 1  # of a centre from the edge
+_REACH = RADIUS + 1  # how far from its centre a shape is drawn
 _SAMPLES = 4  # a pixel's side
 
 
@@ -61,13 +62,11 @@ def parse(text: str) -> Clip | None:
 
 
 def draw(clip: Clip, rng: np.random.Generator, size: int = SIZE, frames: int = FRAMES) -> np.ndarray:
-    """Draw a clip as uint8 [frames, size, size, 3]; place and speed are drawn from `rng`."""
-    room = size - 2 * _MARGIN
-    way = (frames - 1) * rng.uniform(SPEED[0], min(SPEED[1], room / (frames - 1)))
-    direction = np.array(DIRECTIONS[clip.direction])
-    middle = _MARGIN + rng.uniform(abs(direction) * way / 2, room - abs(direction) * way / 2)
-    centres = middle + direction * np.linspace(-way / 2, way / 2, frames)[:, None]
-    cover = np.stack([_cover(clip.shape, centre, (size, size)) for centre in centres])[..., None]
+    """Draw a clip as uint8 [frames, size, size, 3]; the place is drawn from `rng`, on a grid of CELL pixels."""
+    steps = np.array(DIRECTIONS[clip.direction]) * SPEED * np.arange(frames)[:, None]
+    lowest, highest = RADIUS - steps.min(0), size - RADIUS - steps.max(0)
+    first = CELL * rng.integers(-(-lowest // CELL), highest // CELL + 1)
+    cover = np.stack([_cover(clip.shape, centre, (size, size)) for centre in first + steps])[..., None]
     ground, colour = (np.array(COLOURS[name], np.float32) for name in (clip.ground, clip.colour))
     return np.round(ground * (1 - cover) + colour * cover).astype(np.uint8)
 
@@ -75,7 +74,7 @@ def draw(clip: Clip, rng: np.random.Generator, size: int = SIZE, frames: int = F
 def _cover(shape: str, centre: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Share of every pixel that a shape at `centre` (row, column) covers, [rows, columns]."""
     cover = np.zeros(size, np.float32)
-    near = [slice(max(0, int(c) - _MARGIN), max(0, int(c) + _MARGIN + 1)) for c in centre]
+    near = [slice(max(0, int(c) - _REACH), max(0, int(c) + _REACH + 1)) for c in centre]
     counts = [len(range(n)[part]) for n, part in zip(size, near, strict=True)]
     axes = [part.start + (np.arange(n * _SAMPLES) + 0.5) / _SAMPLES for part, n in zip(near, counts, strict=True)]
     y, x = np.meshgrid(axes[0] - centre[0], axes[1] - centre[1], indexing="ij")
@@ -137,14 +136,15 @@ def _direction(centres: np.ndarray) -> str | None:
     steps = np.diff(centres, axis=0) @ DIRECTIONS[name]
     along = float(way @ DIRECTIONS[name])
     aside = float(np.abs(way).min())
-    if along < 0.5 * SPEED[0] * len(steps) or aside > along / 3 or steps.min() < -0.5:
+    if along < 0.5 * SPEED * len(steps) or aside > along / 3 or steps.min() < -0.5:
         return None
     return name
 
 
 _MASS = {shape: _centre_of_mass(_cover(shape, np.array([16.0, 16.0]), (32, 32))) - 16 for shape in SHAPES}
-_SMALLEST = 0.4 * min(_cover(s, np.array([16.0, 16.0]), (32, 32)).sum() for s in SHAPES)  # pixels a frame
-_WRONG_PIXELS = 24  # a frame, on average: a third of the smallest shape
+_AREA = min(_cover(s, np.array([16.0, 16.0]), (32, 32)).sum() for s in SHAPES)  # of the smallest shape, pixels a frame
+_SMALLEST = 0.4 * _AREA
+_WRONG_PIXELS = _AREA / 3  # a frame, on average
 
 
 def caption_accuracy(videos: Sequence[np.ndarray], captions: Sequence[str]) -> float:
