@@ -72,7 +72,7 @@ def _offer(
     gene: Gene,
 ) -> _Offer:
     noise = output_noise(layers.get(name, gene), layers.linears[name], inputs[name])
-    return _Offer(None, costs.layer(layers.space, name, gene).total, felt_by[name] * noise, gene)
+    return _Offer(None, costs.layer(layers.space, name, gene).total, felt_by[name] * noise, gene=gene)
 
 
 def _plain(space: Space, name: str) -> list[Gene]:
