@@ -1,6 +1,7 @@
 """A budget of milliseconds: the least error of all choices that take no longer."""
 
 import math
+import random
 from dataclasses import replace
 from functools import cache, partial
 
@@ -36,37 +37,46 @@ def quantized(layer: nn.Linear, bits: int, **rule):
 
 
 class Machine:
-    """A clock's seconds by the place of a call in its turn, times how slow the machine is in that turn."""
+    """A clock's seconds by the bits of what is called."""
 
-    def __init__(self, *seconds: float, slow: tuple[float, ...] = (1.0,)):
-        self.seconds, self.slow, self.calls = seconds, slow, 0
+    def __init__(self, seconds: dict[int, float]):
+        self.seconds, self.called = seconds, []
 
     def __call__(self, call, device) -> float:
-        call()
-        turn, place = divmod(self.calls, len(self.seconds))
-        self.calls += 1
-        return self.seconds[place] * self.slow[turn % len(self.slow)]
+        assert call().shape[-1] == 24
+        bits = call.func.plan.weight.bits if isinstance(call.func, ditquant.QuantLinear) else 16
+        self.called.append(bits)
+        return self.seconds[bits]
 
 
 def test_layers_of_equal_shape_and_scheme_are_measured_once():
-    machine = Machine(0.004, 0.002, 0.003)
+    machine = Machine({16: 0.004, 4: 0.002, 8: 0.003})
     clock = Clock(seconds=machine)
     first = clock.ms(linear(), [quantized(linear(), bits) for bits in (4, 8)], 10)
-    assert first == pytest.approx([4, 2, 3]) and machine.calls == 8 * 3
+    assert first == pytest.approx([4, 2, 3]) and len(machine.called) == 10 * 3
     other = linear(seed=1)
-    assert clock.ms(other, [quantized(other, bits) for bits in (4, 8)], 10) == first and machine.calls == 8 * 3
-    machine.seconds, machine.calls = (0.008, 0.001), 0  # the machine is slower now: what counts is the ratio
+    assert clock.ms(other, [quantized(other, bits) for bits in (4, 8)], 10) == first and len(machine.called) == 10 * 3
+    machine.seconds, machine.called = {16: 0.008, 3: 0.001}, []  # slower now: what counts is the ratio
     again = clock.ms(other, [quantized(other, bits) for bits in (4, 3)], 10)
-    assert again == pytest.approx([4, 2, 0.5]) and machine.calls == 8 * 2
-    machine.seconds, machine.calls = (0.008, 0.001, 0.001), 0
+    assert again == pytest.approx([4, 2, 0.5]) and len(machine.called) == 10 * 2
+    machine.seconds[4] = 0.001
     assert clock.ms(other, [quantized(other, bits) for bits in (4, 3)], 11)[0] == pytest.approx(8)
     assert len(clock.table) == 7
 
 
-def test_what_the_machine_does_besides_meets_all_that_take_turns():
-    clock = Clock(seconds=Machine(0.004, 0.002, slow=(9.0, 1.0, 30.0, 1.0, 2.0)))
-    full, way = clock.ms(linear(), [quantized(linear(), 4)], 10)
-    assert way == pytest.approx(full / 2)
+def test_what_the_machine_does_besides_only_adds():
+    """Most calls are interrupted for longer than they take, each in turns of its own."""
+    machine = Machine({16: 0.004, 4: 0.002})
+    interrupted = random.Random(3)
+    clock = Clock(seconds=lambda call, device: machine(call, device) + interrupted.choice([0, 0.01, 0.02, 0.03]))
+    assert clock.ms(linear(), [quantized(linear(), 4)], 10) == pytest.approx([4, 2])
+
+
+def test_no_layer_has_a_place_of_its_own_in_the_turns():
+    machine = Machine({16: 1.0, 4: 1.0, 8: 1.0})
+    Clock(seconds=machine).ms(linear(), [quantized(linear(), bits) for bits in (4, 8)], 10)
+    turns = [machine.called[i : i + 3] for i in range(0, len(machine.called), 3)]
+    assert all(sorted(turn) == [4, 8, 16] for turn in turns) and {turn[0] for turn in turns} == {4, 8, 16}
 
 
 def test_a_key_tells_apart_whatever_takes_another_time():

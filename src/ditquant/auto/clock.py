@@ -1,12 +1,13 @@
 """Milliseconds of a layer in some way, on this machine and on as many rows as a call of its model brings.
 
 Layers of equal shape, scheme and rows are measured once. Those of one layer take turns with the layer in floating
-point, and their ratio to it counts, turn by turn: what the machine does besides meets both.
+point, and what counts is their least time against its own: what the machine does besides only ever adds, and on a busy
+one it adds more than a small layer takes to most of the calls, so that a median would be one of the others' work.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ditquant import distributed
 from ditquant.nn import QuantLinear
 
-TURNS = 7
+TURNS = 9
 
 
 class Clock:
@@ -39,16 +40,19 @@ class Clock:
             x = torch.randn(1, rows, linear.in_features, generator=torch.Generator().manual_seed(0)).to(linear.weight)
             float_key = key(linear, rows, linear.weight.dtype)
             turns = self._turns({name: modules[name] for name in (float_key, *lacking)}, x)
-            base = self.table.get(float_key, 1e3 * statistics.median(turns[float_key]))
-            found = {n: base * _ratio(turns[n], turns[float_key]) for n in lacking}
+            base, least = self.table.get(float_key), min(turns[float_key])
+            scale = 1e3 if base is None else base / least
+            found = {name: scale * min(turns[name]) for name in lacking}
             self.table |= distributed.gather(found)[0]
         return [self.table[key(module, rows, linear.weight.dtype)] for module in (linear, *made)]
 
     def _turns(self, modules: Mapping[str, nn.Module], x: Tensor) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {name: [] for name in modules}
+        names = list(modules)
         for turn in range(TURNS + 1):
-            for name, module in modules.items():
-                taken = self._seconds(lambda module=module: module(x), x.device)
+            first = turn % len(names)  # in an order that does not fall into step with what else runs
+            for name in names[first:] + names[:first]:
+                taken = self._seconds(partial(modules[name], x), x.device)
                 if turn:  # the first one makes what is kept
                     seconds[name].append(taken)
         return seconds
@@ -80,7 +84,3 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _ratio(seconds: Sequence[float], to: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(seconds, to, strict=True))
