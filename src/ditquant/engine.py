@@ -67,8 +67,8 @@ def quantize(
     A recipe with `attention` runs the prompts again, in full precision, to choose orders and tiles.
     `max_calls` calls of the blocks, spread over the trajectory, are recorded, and block after block is fitted to what
     the quantized blocks before it make of them. Without prompts and forward, whatever needs data is left out of the
-    recipe: no smoothing, Hadamard rotation for every layer, and a plain weight fit. Equal arguments give equal bits.
-    Nothing is changed if an error is raised.
+    recipe: no smoothing, Hadamard rotation for every layer, and a plain weight fit. Equal arguments give equal bits
+    on one machine with one number of threads. Nothing is changed if an error is raised.
 
     Recorded calls take up to `recorded_bytes` of memory, 2 GiB by default, and lie on disk beyond it.
 

@@ -35,7 +35,7 @@ def quantized(model, prompts, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread():
     """Two threads that wait for each other are slow where other work runs."""
     before = torch.get_num_threads()
