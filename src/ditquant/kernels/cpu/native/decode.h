@@ -4,11 +4,27 @@
 // 8 rows in turn, vectors of 8 rows x 4 channels. Rows and channels beyond the weight are zero.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace ditquant {
 
 constexpr int64_t TILE_ROWS = 64;
+
+// Call f with a width of 2 to 8 bits as a constant.
+template <class Function>
+void with_bits(int bits, const Function& f) {
+    switch (bits) {
+        case 2: return f(std::integral_constant<int, 2>());
+        case 3: return f(std::integral_constant<int, 3>());
+        case 4: return f(std::integral_constant<int, 4>());
+        case 5: return f(std::integral_constant<int, 5>());
+        case 6: return f(std::integral_constant<int, 6>());
+        case 7: return f(std::integral_constant<int, 7>());
+        default: return f(std::integral_constant<int, 8>());
+    }
+}
 
 // A packed weight [rows, channels]: value i of a row takes the bits [i*bits, (i+1)*bits), and a row's table of 2^bits
 // INT8 values says what its codes mean; `table_stride` 0 is one table for all rows.

@@ -28,6 +28,15 @@ struct GroupTile {
     float* scale;    // [groups() * 64]
 };
 
+// Lay the scales of 64 rows side by side, zero beyond the weight.
+inline void gather_scales(const Groups& w, int64_t first, float* scale) {
+    for (int64_t group = 0; group < w.groups(); group++) {
+        for (int64_t i = 0; i < TILE_ROWS; i++) {
+            *scale++ = first + i < w.rows ? w.scale[(first + i) * w.groups() + group] : 0;
+        }
+    }
+}
+
 void decode_groups(const Groups& weight, int64_t first, const GroupTile& tile);
 
 }  // namespace ditquant

@@ -71,15 +71,7 @@ void decode_bits(const Packed& weight, int64_t first, int8_t* tile, int32_t* sum
 }  // namespace
 
 void decode_tile(const Packed& weight, int64_t first, int8_t* tile, int32_t* sums) {
-    switch (weight.bits) {
-        case 2: return decode_bits<2>(weight, first, tile, sums);
-        case 3: return decode_bits<3>(weight, first, tile, sums);
-        case 4: return decode_bits<4>(weight, first, tile, sums);
-        case 5: return decode_bits<5>(weight, first, tile, sums);
-        case 6: return decode_bits<6>(weight, first, tile, sums);
-        case 7: return decode_bits<7>(weight, first, tile, sums);
-        default: return decode_bits<8>(weight, first, tile, sums);
-    }
+    with_bits(weight.bits, [&](auto bits) { decode_bits<bits()>(weight, first, tile, sums); });
 }
 
 }  // namespace ditquant

@@ -58,25 +58,13 @@ void decode_bits(const Groups& w, int64_t first, const GroupTile& tile) {
         const int64_t row = first + lane, rows = std::clamp<int64_t>(w.rows - row, 0, 8);
         decode_panel<BITS>(w, row, rows, zeros.get(8 * w.padded()), to, tile.sums + lane);
     }
-    for (int64_t group = 0; group < w.groups(); group++) {
-        for (int64_t i = 0; i < TILE_ROWS; i++) {
-            tile.scale[group * TILE_ROWS + i] = first + i < w.rows ? w.scale[(first + i) * w.groups() + group] : 0;
-        }
-    }
+    gather_scales(w, first, tile.scale);
 }
 
 }  // namespace
 
 void decode_groups(const Groups& weight, int64_t first, const GroupTile& tile) {
-    switch (weight.bits) {
-        case 2: return decode_bits<2>(weight, first, tile);
-        case 3: return decode_bits<3>(weight, first, tile);
-        case 4: return decode_bits<4>(weight, first, tile);
-        case 5: return decode_bits<5>(weight, first, tile);
-        case 6: return decode_bits<6>(weight, first, tile);
-        case 7: return decode_bits<7>(weight, first, tile);
-        default: return decode_bits<8>(weight, first, tile);
-    }
+    with_bits(weight.bits, [&](auto bits) { decode_bits<bits()>(weight, first, tile); });
 }
 
 }  // namespace ditquant
