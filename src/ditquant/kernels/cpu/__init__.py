@@ -1,7 +1,8 @@
 """Compiled CPU kernels: packed codes -> INT8 tiles -> integer products, and one pass from floats to INT8 codes.
 
 They are optional: built when the package is installed where a compiler is at hand, taken where the processor has the
-instructions (AVX512 with VBMI and VNNI; a second library is for AVX2), and replaced by plain torch everywhere else.
+instructions (AVX512 with VBMI and VNNI, AMX where it is there; a second library is for AVX2), and replaced by plain
+torch everywhere else.
 """
 
 from ditquant.kernels.cpu.groups import linear_groups, why_not_groups

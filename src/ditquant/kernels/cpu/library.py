@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-SWITCH = "DITQUANT_CPU_KERNELS"  # 0 leaves the libraries alone, avx2 takes no other
+SWITCH = "DITQUANT_CPU_KERNELS"  # 0 leaves the libraries alone, avx2 takes no other, avx512 takes no AMX
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "ditquant_attention": [
@@ -73,6 +73,8 @@ def _open(name: str, functions: set[str]) -> tuple[ctypes.CDLL | None, str | Non
         for function in functions:
             entry = getattr(library, function)
             entry.argtypes, entry.restype = _SIGNATURES[function], None
+        if hasattr(library, "ditquant_use_amx"):
+            library.ditquant_use_amx(os.environ.get(SWITCH) != "avx512")
         for function in ("ditquant_missing", "ditquant_missing_attention"):
             getattr(library, function).restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:

@@ -1,8 +1,7 @@
 // softmax(q kT * scale + bias) v tile by tile (FlashAttention), over the kept tiles of reordered tokens (PAROAttention).
 #include <cmath>
 
-#include "attention_bfloat16.h"
-#include "attention_int8.h"
+#include "attention_amx.h"
 
 #if DITQUANT_X86
 
@@ -15,7 +14,7 @@ constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 // One head at a time: its keys and values are packed, then blocks of queries attend.
 template <class Scores, class Mix>
 class Head {
-    static constexpr int64_t KEYS = Mix::GROUP * TILE;
+    static constexpr int64_t KEYS = Mix::GROUP * TILE, STEP = Scores::STEP;
     using Probability = typename Mix::Probability;
     Scores scores_of_;
     Mix mix_;
@@ -33,6 +32,12 @@ class Head {
         return _mm512_mask_mov_ps(_mm512_set1_ps(NOTHING), there, x);
     }
 
+    // Whether the exponents of a tile are its scores times its slope, and rise with them.
+    template <bool BIAS>
+    bool plain(const Attention& a, int32_t tile, int64_t t) const {
+        return !BIAS && (tile + 1) * TILE <= a.keys && slope_[t] >= 0;
+    }
+
     // Find the largest exponent that a query has seen, and with scales those of its tiles.
     template <bool BIAS>
     void look(const Attention& a, const float* scores, const float* bias, const int32_t* tiles, int64_t count, int64_t i,
@@ -40,8 +45,14 @@ class Head {
         __m512 high = _mm512_set1_ps(NOTHING);
         for (int64_t t = 0; t < count; t++) {
             if (Mix::SCALED) high = _mm512_set1_ps(NOTHING);
-            for (int64_t at = 0; at < TILE; at += 16) {
-                high = _mm512_max_ps(high, exponents<BIAS>(a, scores, bias, tiles[t], t, at));
+            if (plain<BIAS>(a, tiles[t], t)) {
+                __m512 score = _mm512_load_ps(scores + t * TILE);
+                for (int64_t at = 16; at < TILE; at += 16) score = _mm512_max_ps(score, _mm512_load_ps(scores + t * TILE + at));
+                high = _mm512_max_ps(high, _mm512_mul_ps(score, _mm512_set1_ps(slope_[t])));
+            } else {
+                for (int64_t at = 0; at < TILE; at += 16) {
+                    high = _mm512_max_ps(high, exponents<BIAS>(a, scores, bias, tiles[t], t, at));
+                }
             }
             if (Mix::SCALED) highs[t] = _mm512_reduce_max_ps(high);
         }
@@ -65,12 +76,23 @@ class Head {
         __m512 all = _mm512_setzero_ps();
         for (int64_t t = 0; t < count; t++) {
             const __m512 offset = _mm512_set1_ps((high_[i] == NOTHING ? 0 : high_[i]) + (Mix::SCALED ? top_[t] : 0));
-            for (int64_t at = 0; at < TILE; at += 32) {
-                __m512 low = exp2(_mm512_sub_ps(exponents<BIAS>(a, scores, bias, tiles[t], t, at), offset));
-                __m512 up = exp2(_mm512_sub_ps(exponents<BIAS>(a, scores, bias, tiles[t], t, at + 16), offset));
+            const auto put = [&](int64_t at, __m512 low, __m512 up) {
+                low = exp2(low), up = exp2(up);
                 all = _mm512_add_ps(all, _mm512_add_ps(low, up));
                 if (Mix::SCALED) low = _mm512_mul_ps(low, full), up = _mm512_mul_ps(up, full);
                 Mix::put(p + t * TILE + at, low, up);
+            };
+            if (plain<BIAS>(a, tiles[t], t)) {
+                const __m512 slope = _mm512_set1_ps(slope_[t]);
+                const auto exponent = [&](int64_t at) {
+                    return _mm512_fmsub_ps(_mm512_load_ps(scores + t * TILE + at), slope, offset);
+                };
+                DITQUANT_UNROLL for (int64_t at = 0; at < TILE; at += 32) put(at, exponent(at), exponent(at + 16));
+            } else {
+                const auto exponent = [&](int64_t at) {
+                    return _mm512_sub_ps(exponents<BIAS>(a, scores, bias, tiles[t], t, at), offset);
+                };
+                for (int64_t at = 0; at < TILE; at += 32) put(at, exponent(at), exponent(at + 16));
             }
             if (Mix::SCALED) {
                 sum += _mm512_reduce_add_ps(all) * std::exp2(top_[t]);
@@ -87,7 +109,7 @@ class Head {
         float* scores = scores_.get(Mix::STRIP * KEYS);
         Probability* p = p_.get(Mix::STRIP * KEYS);
         float highs[Mix::STRIP][Mix::GROUP];
-        for (int64_t i = 0; i < rows; i += ROWS) {
+        for (int64_t i = 0; i < rows; i += STEP) {
             for (int64_t t = 0; t < count; t++) scores_of_.score(first + i, tiles[t], scores + i * KEYS + t * TILE, KEYS);
         }
         for (int64_t i = 0; i < rows; i++) look<BIAS>(a, scores + i * KEYS, bias, tiles, count, first + i, highs[i]);
@@ -101,7 +123,7 @@ class Head {
         for (int64_t i = 0; i < rows; i++) {
             exponentiate<BIAS>(a, scores + i * KEYS, bias, tiles, count, first + i, p + i * KEYS);
         }
-        for (int64_t i = 0; i < rows; i += ROWS) {
+        for (int64_t i = 0; i < rows; i += STEP) {
             float* y = sums_.get(0) + (first + i) * a.vectors() * 16;
             mix_.mix(a, p + i * KEYS, KEYS, tiles, unit_, count, keep_ + first + i, y);
         }
@@ -109,15 +131,15 @@ class Head {
 
   public:
     void pack(const Attention& a, const Tokens& k, const Tokens& v) {
-        scores_of_.keys(a, k);
+        scores_of_.template keys<Scores>(a, k);
         mix_.values(a, v);
     }
 
     // Queries first .. end with the keys of `count` tiles.
     void attend(const Attention& a, const Tokens& q, const float* bias, const Tokens& y, int64_t first, int64_t end,
                 const int32_t* tiles, int64_t count) {
-        const int64_t rows = round_up(end - first, ROWS), vectors = a.vectors();
-        scores_of_.queries(a, q, first, end);
+        const int64_t rows = round_up(end - first, STEP), vectors = a.vectors();
+        scores_of_.template queries<Scores>(a, q, first, end);
         float* sums = sums_.get(rows * vectors * 16);
         std::fill_n(sums, rows * vectors * 16, 0.0f);
         std::fill_n(high_, rows, NOTHING);
@@ -150,6 +172,7 @@ void attend_all(const Attention& a, int64_t batch, int threads) {
     for (size_t i = 0; i < every.size(); i++) every[i] = static_cast<int32_t>(i);
     parallel(batch * a.heads * parts, threads, [&](int64_t task) {
         static thread_local Head<Scores, Mix> head;
+        const typename Scores::Registers registers;
         const int64_t b = task / parts / a.heads, h = task / parts % a.heads, part = task % parts;
         const auto of = [&](const void* x, const Strides& strides) { return Tokens(a, x, strides, b, h); };
         const Tokens q = of(a.q, a.of_q), y = of(a.y, a.of_y);
@@ -162,6 +185,13 @@ void attend_all(const Attention& a, int64_t batch, int threads) {
             head.attend(a, q, bias, y, first, end, tiles, row ? row[1] - row[0] : a.key_tiles());
         }
     });
+}
+
+// Take the products that the bits ask for.
+template <class QK16, class QK8, class PV16, class PV8>
+void attend_by(const Attention& a, int64_t batch, int threads) {
+    if (a.qk_bits == 16) return a.pv_bits == 16 ? attend_all<QK16, PV16>(a, batch, threads) : attend_all<QK16, PV8>(a, batch, threads);
+    return a.pv_bits == 16 ? attend_all<QK8, PV16>(a, batch, threads) : attend_all<QK8, PV8>(a, batch, threads);
 }
 
 }  // namespace
@@ -178,8 +208,8 @@ DITQUANT_API void ditquant_attention(const void* q, const void* k, const void* v
     const auto of = [&](int i) { return Strides{strides[3 * i], strides[3 * i + 1], strides[3 * i + 2]}; };
     const Attention a{q,     k,     v,     y,     bias,    order, tiles, starts, of(0),   of(1),
                       of(2), of(3), heads, queries, keys, width, scale, dtype,  qk_bits, pv_bits};
-    if (qk_bits == 16) return pv_bits == 16 ? attend_all<Scores16, Mix16s>(a, batch, threads) : attend_all<Scores16, Mix8s>(a, batch, threads);
-    return pv_bits == 16 ? attend_all<Scores8, Mix16s>(a, batch, threads) : attend_all<Scores8, Mix8s>(a, batch, threads);
+    uses_amx() ? attend_by<AmxScores16, AmxScores8, AmxMix16, AmxMix8>(a, batch, threads)
+               : attend_by<Scores16, Scores8, Mix16s, Mix8s>(a, batch, threads);
 }
 
 #endif

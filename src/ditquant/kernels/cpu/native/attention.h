@@ -36,6 +36,10 @@ struct Attention {
     int64_t bytes() const { return dtype == FLOAT32 ? 4 : 2; }
 };
 
+struct NoTileRegisters {
+    NoTileRegisters() {}
+};
+
 inline int levels(int bits) { return (1 << (bits - 1)) - 1; }
 
 inline __mmask16 lanes(int64_t count) {
@@ -60,12 +64,11 @@ inline __m512 exp2(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-200), x);
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(1.3333558e-3f);  // (ln 2)^n / n!, |f| <= 1/2
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.6181291e-3f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5504109e-2f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4022651e-1f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9314718e-1f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+    __m512 y = _mm512_set1_ps(9.570086e-3f);  // least relative error for |f| <= 1/2
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5917822e-2f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4024744e-1f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9312179e-1f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.9999928e-1f));
     return _mm512_scalef_ps(y, whole);
 }
 

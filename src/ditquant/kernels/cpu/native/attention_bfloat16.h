@@ -14,14 +14,13 @@ inline __m512 dot(__m512 sum, const void* pair, __m512i b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)b);
 }
 
-// Rows of `bytes` bytes as [row / 64][group of 4 bytes][64 rows], zero beyond the last.
+// Rows of `bytes` bytes as [row / 64][groups of 4 bytes][64 rows], zero beyond the last row and byte.
 template <class Row>
-void pack_rows(int64_t count, int64_t bytes, const Row& row, void* to) {
-    const int64_t groups = ceil_div(bytes, 4);
+void pack_rows(int64_t count, int64_t bytes, int64_t groups, const Row& row, void* to) {
     for (int64_t i = 0; i < round_up(count, TILE); i += 16) {
         char* tile = static_cast<char*>(to) + i / TILE * groups * 256 + i % TILE * 4;
         for (int64_t group = 0; group < groups; group += 16) {
-            const int64_t left = bytes - 4 * group;
+            const int64_t left = std::max<int64_t>(bytes - 4 * group, 0);
             const __mmask64 there = left >= 64 ? ~0ull : (1ull << left) - 1;
             __m512i v[16];
             DITQUANT_UNROLL for (int j = 0; j < 16; j++) {
@@ -38,21 +37,28 @@ void pack_rows(int64_t count, int64_t bytes, const Row& row, void* to) {
 // Scores of queries with the keys of a tile.
 class Scores16 {
     Scratch<uint16_t> keys_, rows_;
-    const uint16_t *k_ = nullptr, *q_ = nullptr;
-    int64_t pairs_ = 0;
     float slope_ = 0;
 
+  protected:
+    const uint16_t *k_ = nullptr, *q_ = nullptr;
+    int64_t pairs_ = 0;
+
   public:
+    using Registers = NoTileRegisters;
+    static constexpr int64_t STEP = ROWS, CHANNELS = 2;  // queries whose scores are found together; padding
+
+    template <class Self>
     void keys(const Attention& a, const Tokens& k) {
-        pairs_ = ceil_div(a.width, 2);
+        pairs_ = round_up(a.width, Self::CHANNELS) / 2;
         slope_ = a.scale * LOG2_E;
         uint16_t* to = keys_.get(a.key_tiles() * TILE * pairs_ * 2);
-        pack_rows(a.keys, 2 * a.width, k, to);
+        pack_rows(a.keys, 2 * a.width, pairs_, k, to);
         k_ = to;
     }
 
+    template <class Self>
     void queries(const Attention& a, const Tokens& q, int64_t first, int64_t end) {
-        const int64_t size = round_up(end - first, ROWS) * pairs_ * 2;
+        const int64_t size = round_up(end - first, Self::STEP) * pairs_ * 2;
         uint16_t* to = rows_.get(size);
         std::fill_n(to, size, uint16_t{0});
         for (int64_t i = first; i < end; i++) {
@@ -64,7 +70,7 @@ class Scores16 {
     // What scores are to be multiplied by, to be exponents of two.
     float slope(int64_t) const { return slope_; }
 
-    // ROWS queries from `row` on; `to` has `stride` floats a query.
+    // STEP queries from `row` on; `to` has `stride` floats a query.
     void score(int64_t row, int64_t tile, float* to, int64_t stride) const {
         const uint16_t *q = q_ + row * pairs_ * 2, *k = k_ + tile * pairs_ * 128;
         __m512 sum[ROWS][4];
@@ -119,6 +125,8 @@ struct Mix16 {
 // Probabilities times values.
 class Mix16s {
     Scratch<uint16_t> values_;
+
+  protected:
     const uint16_t* v_ = nullptr;
 
   public:

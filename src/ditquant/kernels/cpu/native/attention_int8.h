@@ -45,12 +45,16 @@ inline float quantize_rows(const Attention& a, const Tokens& x, int64_t first, i
 class Scores8 {
     Scratch<int8_t> keys_, codes_;
     Scratch<uint8_t> rows_;
-    Scratch<int32_t> sums_;
     Scratch<float> mean_, scales_;
+    float q_scale_ = 0, slope_ = 0;
+
+  protected:
+    Scratch<int32_t> sums_;  // of the keys, times -128
     const int8_t* k_ = nullptr;
     const uint8_t* q_ = nullptr;
     int64_t groups_ = 0, padded_ = 0;
-    float q_scale_ = 0, slope_ = 0;
+
+  private:
 
     // Smooth-K: what all keys share is lost in the softmax.
     const float* mean(const Attention& a, const Tokens& k) {
@@ -68,9 +72,13 @@ class Scores8 {
     }
 
   public:
+    using Registers = NoTileRegisters;
+    static constexpr int64_t STEP = ROWS, CHANNELS = 4;  // queries whose scores are found together; padding
+
+    template <class Self>
     void keys(const Attention& a, const Tokens& k) {
-        groups_ = ceil_div(a.width, 4);
-        padded_ = round_up(a.width, 16);
+        groups_ = round_up(a.width, Self::CHANNELS) / 4;
+        padded_ = round_up(4 * groups_, 16);
         slope_ = a.scale * LOG2_E;
         const float* center = mean(a, k);
         int8_t *to = keys_.get(a.key_tiles() * TILE * groups_ * 4), *codes = codes_.get(TILE * padded_);
@@ -85,13 +93,14 @@ class Scores8 {
                 for (int64_t at = 0; at < a.width; at++) sum += codes[i * padded_ + at];
                 sums[first + i] = -128 * sum;
             }
-            pack_rows(end - first, groups_ * 4, [&](int64_t i) { return codes + i * padded_; }, to + tile * groups_ * 256);
+            pack_rows(end - first, groups_ * 4, groups_, [&](int64_t i) { return codes + i * padded_; }, to + tile * groups_ * 256);
         }
         k_ = to;
     }
 
+    template <class Self>
     void queries(const Attention& a, const Tokens& q, int64_t first, int64_t end) {
-        const int64_t size = round_up(end - first, ROWS) * padded_;
+        const int64_t size = round_up(end - first, Self::STEP) * padded_;
         uint8_t* to = rows_.get(size);
         std::fill_n(to, size, uint8_t{0});
         q_scale_ = quantize_rows(a, q, first, end, nullptr, a.qk_bits, reinterpret_cast<int8_t*>(to), padded_);
@@ -165,6 +174,8 @@ struct Mix8 {
 class Mix8s {
     Scratch<int8_t> values_;
     Scratch<float> scales_;
+
+  protected:
     const int8_t* v_ = nullptr;
 
   public:

@@ -3,7 +3,7 @@
 // Codes of tokens are unsigned, code + 128, as vpdpbusd wants its first factor. What is not part of the code is the same
 // for all channels of a token, so the sums of the weight's rows take it out again: (128 + zero point) * sum.
 #if defined(__AVX512F__)
-#include "multiply_avx512.h"
+#include "multiply_amx.h"
 #else
 #include "multiply_avx2.h"
 #endif
@@ -31,12 +31,13 @@ DITQUANT_API void ditquant_linear(const uint8_t* values, const float* scale, con
     const Packed weight{codes, table, table_stride, bits, rows, channels};
     const Product p{values, scale, zero, tokens, weight, tiles, sums, row_scale, bias, y, dtype, is_narrow(weight)};
     const int64_t tile_size = p.weight.padded() * TILE_ROWS;
-    share(ceil_div(rows, TILE_ROWS), tokens, threads, [&](int64_t i, int64_t token, int64_t end) {
+    share(ceil_div(rows, TILE_ROWS), tokens, many_tokens(), threads, [&](int64_t i, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> scratch;
         alignas(64) int32_t own[TILE_ROWS];
         const int8_t* tile = tiles ? tiles + i * tile_size : scratch.get(tile_size);
         if (!tiles) decode_tile(p.weight, i * TILE_ROWS, const_cast<int8_t*>(tile), own);
         const int32_t* tile_sums = tiles ? sums + i * TILE_ROWS : own;
+        token = multiply_many(p, tile, tile_sums, i * TILE_ROWS, token, end);
         by_steps(token, end, [&](int64_t at, auto count) {
             multiply<decltype(count)::value>(p, tile, tile_sums, i * TILE_ROWS, at);
         });

@@ -70,7 +70,7 @@ DITQUANT_API void ditquant_linear_groups(const uint8_t* values, const float* x_s
     const auto place = places(channels, group);
     const Groups weight{codes, scale, zero, place.data(), bits, rows, channels, group, part};
     const GroupProduct p{values, x_scale, x_zero, tokens, x_group, weight, bias, y, dtype};
-    share(ceil_div(rows, TILE_ROWS), tokens, threads, [&](int64_t i, int64_t token, int64_t end) {
+    share(ceil_div(rows, TILE_ROWS), tokens, TOKENS, threads, [&](int64_t i, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> own_values;
         static thread_local Scratch<int32_t> own_sums;
         static thread_local Scratch<float> own_scale;

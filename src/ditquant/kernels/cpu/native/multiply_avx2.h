@@ -7,6 +7,7 @@
 #include "floats.h"
 #include "parallel.h"
 #include "product.h"
+#include "tasks.h"
 
 namespace ditquant {
 
@@ -57,5 +58,9 @@ void multiply(const Product& p, const int8_t* tile, const int32_t* row_sums, int
         }
     }
 }
+
+// Tokens that go together best, and nothing here that multiplies more at a time.
+inline int64_t many_tokens() { return TOKENS; }
+inline int64_t multiply_many(const Product&, const int8_t*, const int32_t*, int64_t, int64_t token, int64_t) { return token; }
 
 }  // namespace ditquant

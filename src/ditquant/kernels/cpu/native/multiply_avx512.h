@@ -14,6 +14,31 @@ constexpr int VECTORS = 4;  // of 16 rows: one tile
 
 inline bool is_narrow(const Packed&) { return false; }  // vpdpbusd never saturates
 
+// Up to 16 rows of a weight, from `at` on: what makes outputs of their sums.
+class Outputs {
+    const Product& p_;
+    const int64_t at_;
+    const __mmask16 there_;
+    const __m512i row_sum_;
+    const __m512 row_scale_, bias_;
+
+  public:
+    Outputs(const Product& p, int64_t at, const int32_t* sums)
+        : p_(p),
+          at_(at),
+          there_(first_floats(p.weight.rows - at)),
+          row_sum_(_mm512_loadu_si512(sums)),
+          row_scale_(load_some(p.row_scale + at, there_)),
+          bias_(p.bias ? load_some(p.bias + at, there_) : zeros()) {}
+
+    void put(int64_t token, __m512i sum) const {
+        const __m512i offset = _mm512_mullo_epi32(row_sum_, _mm512_set1_epi32(128 + p_.zero[token]));
+        __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset));
+        y = mul(mul(y, all(p_.scale[token])), row_scale_);
+        store(p_.y, token * p_.weight.rows + at_, there_, p_.bias ? add(y, bias_) : y, p_.dtype);
+    }
+};
+
 template <int COUNT>
 inline void multiply(const Product& p, const int8_t* tile, const int32_t* sums, int64_t row, int64_t token) {
     const int64_t channels = p.weight.padded();
@@ -32,18 +57,9 @@ inline void multiply(const Product& p, const int8_t* tile, const int32_t* sums, 
         }
     }
     DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
-        const int64_t at = row + 16 * j, rows = std::min<int64_t>(16, p.weight.rows - at);
-        if (rows <= 0) break;
-        const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1);
-        const __m512i row_sum = _mm512_loadu_si512(sums + 16 * j);
-        const __m512 row_scale = _mm512_maskz_loadu_ps(mask, p.row_scale + at);
-        const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(mask, p.bias + at) : _mm512_setzero_ps();
-        DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
-            const __m512i offset = _mm512_mullo_epi32(row_sum, _mm512_set1_epi32(128 + p.zero[token + i]));
-            __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[i][j], offset));
-            y = _mm512_mul_ps(_mm512_mul_ps(y, _mm512_set1_ps(p.scale[token + i])), row_scale);
-            store(p.y, (token + i) * p.weight.rows + at, mask, p.bias ? _mm512_add_ps(y, bias) : y, p.dtype);
-        }
+        if (row + 16 * j >= p.weight.rows) break;
+        const Outputs outputs(p, row + 16 * j, sums + 16 * j);
+        DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) outputs.put(token + i, sum[i][j]);
     }
 }
 

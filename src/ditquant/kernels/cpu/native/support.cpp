@@ -1,5 +1,13 @@
-// Which instructions of this processor the library needs, found when it runs.
-#include "simd.h"
+// Which instructions of this processor the library needs and can use, found when it runs.
+#include "amx.h"
+
+#if DITQUANT_X86
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 // Name the first instruction set that is missing; null if there is none.
 DITQUANT_API const char* ditquant_missing() {
@@ -26,3 +34,45 @@ DITQUANT_API const char* ditquant_missing_attention() {
     return "x86-64";
 #endif
 }
+
+#if DITQUANT_X86
+
+namespace ditquant {
+namespace {
+
+bool wants_amx = false;
+
+// AMX is there only for a process that asked Linux for the memory which its registers take.
+bool may_use_amx() {
+    constexpr unsigned BFLOAT16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BFLOAT16 | TILE | INT8;
+    unsigned a, b, c, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return false;
+#if defined(__linux__)
+    constexpr long ASK = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
+bool uses_amx() { return wants_amx; }
+
+}  // namespace ditquant
+
+// Let products go through the registers of AMX, or not; returns whether they do.
+DITQUANT_API int ditquant_use_amx(int wanted) {
+    static const bool possible = ditquant::may_use_amx();
+    ditquant::wants_amx = wanted && possible;
+    return ditquant::wants_amx;
+}
+
+DITQUANT_API int ditquant_uses_amx() { return ditquant::uses_amx(); }
+
+#else
+
+DITQUANT_API int ditquant_use_amx(int) { return 0; }
+DITQUANT_API int ditquant_uses_amx() { return 0; }
+
+#endif

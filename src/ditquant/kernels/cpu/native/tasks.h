@@ -10,12 +10,12 @@ constexpr int TOKENS = 6;        // of one step: 6 x 4 vectors of sums, 4 of wei
 constexpr int64_t CHUNK = 2048;  // tokens of a task: their codes stay in the shared cache while all tiles pass
 
 // Call work(tile, token, end) for all tiles and tokens: enough tasks for every thread, none so small that decoding its
-// tile would show.
+// tile would show, all but the last of a multiple of `step` tokens.
 template <class Work>
-void share(int64_t tiles, int64_t tokens, int threads, const Work& work) {
+void share(int64_t tiles, int64_t tokens, int64_t step, int threads, const Work& work) {
     int64_t chunks = ceil_div(tokens, CHUNK);
     if (threads > 1) chunks = std::max(chunks, std::min(ceil_div(4 * threads, tiles), ceil_div(tokens, 192)));
-    const int64_t chunk = round_up(ceil_div(tokens, std::max<int64_t>(chunks, 1)), TOKENS);
+    const int64_t chunk = round_up(ceil_div(tokens, std::max<int64_t>(chunks, 1)), step);
     parallel(chunks * tiles, threads, [&](int64_t task) {
         const int64_t token = task / tiles * chunk;
         work(task % tiles, token, std::min(token + chunk, tokens));
