@@ -61,19 +61,15 @@ class Phase:
     frames: int
 
 
-PHASES = (
-    Phase(400, 16, 32, 5),
-    Phase(350, 8, 40, FRAMES),
-    Phase(600, 4, SIZE, FRAMES),
-)
+FIRST = (Phase(400, 16, 32, 5), Phase(350, 8, 40, FRAMES))  # cheap steps that teach the captions
 
 
-def phase_at(step: int) -> Phase:
-    for phase in PHASES:
+def phase_at(step: int, phases: tuple[Phase, ...]) -> Phase:
+    for phase in phases:
         if step < phase.steps:
             return phase
         step -= phase.steps
-    return PHASES[-1]
+    return phases[-1]
 
 
 class Optimizers:
@@ -136,7 +132,9 @@ def begin_from(folder: Path, work: Path) -> None:
             part.float().save_pretrained(work / name)
 
 
-def train_transformer(work: Path, device: str, seed: int, peak: float, workers: int) -> WanPipeline:
+def train_transformer(
+    work: Path, device: str, seed: int, peak: float, workers: int, phases: tuple[Phase, ...]
+) -> WanPipeline:
     """Flow matching on the latents, shared out among threads: on a busy CPU they wait for each other once a step."""
     vae = train_vae(work, VAE_STEPS, device, seed).eval().requires_grad_(False)
     tokenizer = make_tokenizer()
@@ -155,9 +153,9 @@ def train_transformer(work: Path, device: str, seed: int, peak: float, workers: 
     start = (checkpoint.load(), time.time())
     pipeline = WanPipeline(tokenizer, encoder, vae, make_scheduler(), average)
     team, pool = [Worker(model, vae, texts) for _ in range(workers)], ThreadPoolExecutor(workers)
-    steps, losses = sum(phase.steps for phase in PHASES), []
+    steps, losses = sum(phase.steps for phase in phases), []
     for step in range(start[0], steps):
-        phase = phase_at(step)
+        phase = phase_at(step, phases)
         seeds = [np.random.default_rng((seed, 4, step, i)) for i in range(workers)]
         made = list(pool.map(lambda worker, rng: worker(phase, phase.batch // workers, rng), team, seeds))  # noqa: B023
         for i, parameter in enumerate(parameters):
@@ -223,13 +221,16 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a finished pipeline to train further")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="largest learning rate of the transformer")
+    parser.add_argument("--steps", type=int, default=600, help="steps at the full size; all there are with --start")
     parser.add_argument("--workers", type=int, default=2, help="threads that share a batch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.start:
         begin_from(args.start, args.work)
-    pipeline = train_transformer(args.work, args.device, args.seed, args.peak, args.workers)
+    full = Phase(args.steps, 4, SIZE, FRAMES)
+    phases = (full,) if args.start else (*FIRST, full)
+    pipeline = train_transformer(args.work, args.device, args.seed, args.peak, args.workers, phases)
     pipeline.vae = train_decoder(args.work, DECODER_STEPS, args.device, args.seed)
     export(pipeline, args.out)
     pipeline = WanPipeline.from_pretrained(args.out).to(args.device)
