@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ditquant.formats import PackedWeight
 from ditquant.formats.affine import Affine
@@ -252,3 +253,23 @@ def test_what_the_library_does_not_take_goes_to_torch(monkeypatch):
     assert torch.equal(found, linear_int8(some_input(5, 63), weight, ActSpec(8), None))
     wide = PackedWeight(weight.codes, weight.params, (40, 65537), weight.spec)
     assert "65536" in cpu.why_not_rows(some_input(5, 63), wide)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_a_gelu_ends_the_product(tokens, dtype):
+    x, weight, bias = some_input(tokens, 63).to(dtype), some_weight(4), some_bias()
+    exact = F.gelu(exact_product(x, weight, ActSpec(8), bias), approximate="tanh")
+    found = cpu.linear_rows(x, weight, ActSpec(8), bias, gelu=True)
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), exact, rtol=rounding + 2e-6, atol=2e-6 + torch.finfo(dtype).tiny)
+
+
+@built
+def test_the_gelu_of_any_number():
+    bias = torch.tensor([0, 1e-20, -1e-20, 1, -1, 3, -3, 6, -6, 12, -12, 1e4, -1e4, 1e30, -1e30, torch.nan])
+    weight = QUANTIZERS["rtn"](torch.zeros(len(bias), 8), WeightSpec(8, "affine"))
+    found = cpu.linear_rows(torch.ones(1, 8), weight, ActSpec(8), bias, gelu=True)[0]
+    exact = F.gelu(bias.double(), approximate="tanh")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=2e-8, equal_nan=True)

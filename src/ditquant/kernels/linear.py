@@ -30,32 +30,37 @@ def linear(
     bias: Float[Tensor, " N"] | None,
     rotation: Rotation | None = None,
     decoded: bool = False,
+    gelu: bool = False,
 ) -> Float[Tensor, "*B N"]:
     """Multiply with the fastest form that the layer and the device have; which one is logged once.
 
     A `rotation` of the input is taken where `takes_rotation` says so; `decoded` keeps the decoded weight for later
-    calls, where the integer product is taken.
+    calls, where the integer product is taken; `gelu` ends with a GELU (tanh), in the same pass where a kernel can.
     """
+
+    def then(y: Tensor) -> Tensor:
+        return F.gelu(y, approximate="tanh") if gelu else y
+
     slow = triton.why_not_triton(x, weight, activation)
     if slow is None:
         report("products by the Triton kernels")
-        return triton.linear_triton(x, weight, activation, bias, rotation, decoded)
+        return triton.linear_triton(x, weight, activation, bias, rotation, decoded, gelu)
     if x.device.type == "cuda":
         report("the Triton kernels are not taken", slow)
     reason = why_not_int8(x, weight, activation)
     if reason == GROUPS and x.device.type == "cpu":
-        return _linear_groups(x, weight, activation, bias, rotation, decoded)
+        return then(_linear_groups(x, weight, activation, bias, rotation, decoded))
     if reason is not None:
         if activation is not None:
             report("the reference product is used", reason)
-        return linear_reference(x, weight, activation, bias)
+        return then(linear_reference(x, weight, activation, bias))
     if x.device.type == "cpu":
         slow = cpu.why_not_rows(x, weight)
         if slow is None:
             report("INT8 products by the compiled CPU kernels")
-            return cpu.linear_rows(x, weight, activation, bias, rotation, decoded)
+            return cpu.linear_rows(x, weight, activation, bias, rotation, decoded, gelu)
         report("INT8 products by torch._int_mm", slow)
-    return linear_int8(x, weight, activation, bias, decoded)
+    return then(linear_int8(x, weight, activation, bias, decoded))
 
 
 def _linear_groups(

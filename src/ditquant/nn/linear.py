@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ditquant import kernels
 from ditquant.errors import damaged
@@ -94,16 +95,19 @@ class QuantLinear(nn.Linear):
             x = transform(x)
         return x
 
-    def forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
-        """Compute the layer in the dtype of `input`, which has the name that nn.Linear gives it, or in autocast's."""
+    def forward(self, input: Float[Tensor, "*B K"], gelu: bool = False) -> Float[Tensor, "*B N"]:
+        """Compute the layer in the dtype of `input`, which has the name that nn.Linear gives it, or in autocast's.
+
+        `gelu` ends with a GELU (tanh), in the same pass where a kernel can.
+        """
         device = input.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return self._forward(input)
+            return self._forward(input, gelu)
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return self._forward(input.to(dtype))
+            return self._forward(input.to(dtype), gelu)
 
-    def _forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
+    def _forward(self, input: Float[Tensor, "*B K"], gelu: bool) -> Float[Tensor, "*B N"]:
         weight, activation = self.packed(), self.plan.activation
         takes = self.low_rank is None and kernels.takes_rotation(input, weight, activation)
         rotation = fuse(self.transforms, input.device) if takes else None
@@ -113,8 +117,11 @@ class QuantLinear(nn.Linear):
             y = StraightThrough.apply(x, self.bias, weight, activation, input.detach(), rotation)
         else:
             x = self.transform(input) if rotation is None else input
-            y = kernels.linear(x, weight, activation, self.bias, rotation, self.keeps_decoded)
-        return y if self.low_rank is None else y + self.low_rank(x)
+            fused = gelu and self.low_rank is None
+            y = kernels.linear(x, weight, activation, self.bias, rotation, self.keeps_decoded, fused)
+            gelu = gelu and not fused
+        y = y if self.low_rank is None else y + self.low_rank(x)
+        return F.gelu(y, approximate="tanh") if gelu else y
 
     def check(self, name: str) -> None:
         """Raise DitQuantError if the values that were loaded cannot be those of a quantized layer."""

@@ -19,11 +19,14 @@ def set_mode(model: nn.Module, mode: str) -> None:
     or moving, and is dropped by "memory". Layers whose activations are not quantized keep nothing.
 
     Either lets diffusers' attention layers attend by the compiled kernels, which costs no memory: in bfloat16 on a CPU
-    that has it. `ditquant.attention.use_compiled_attention(model, False)` gives torch's attention back.
+    that has it. `ditquant.attention.use_compiled_attention(model, False)` gives torch's attention back. And either lets
+    layers that end in diffusers' GELU (tanh) compute it in the kernel of the product.
 
     Raises:
         DitQuantError: another mode, a pipeline, or a model without quantized layers.
     """
+    from ditquant.nn.gelu import fuse_gelu  # imports diffusers
+
     if mode not in MODES:
         raise DitQuantError(f"mode {mode!r} is not allowed. Choose one of {', '.join(MODES)}.")
     if not isinstance(model, nn.Module):
@@ -36,3 +39,4 @@ def set_mode(model: nn.Module, mode: str) -> None:
         if mode == "memory" and not layer.codes.is_meta:
             forget_decoded(layer.codes)
     use_compiled_attention(model)
+    fuse_gelu(model)

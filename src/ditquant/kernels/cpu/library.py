@@ -23,7 +23,7 @@ _SIGNATURES = {
     "ditquant_linear": [
         *(_POINTER, _POINTER, _POINTER, _INT64),
         *(_POINTER, _POINTER, _INT64, _INT, _INT64, _INT64, _POINTER, _POINTER),
-        *(_POINTER, _POINTER, _POINTER, _INT, _INT),
+        *(_POINTER, _POINTER, _POINTER, _INT, _INT, _INT),
     ],
     "ditquant_linear_groups": [
         *(_POINTER, _POINTER, _POINTER, _INT64, _INT64),

@@ -22,23 +22,30 @@ def linear_rows(
     bias: Float[Tensor, " N"] | None,
     rotation: Rotation | None = None,
     decoded: bool = False,
+    gelu: bool = False,
 ) -> Float[Tensor, "*B N"]:
     """Rotate and quantize the tokens in one pass, decode tiles of the weight, multiply; in the dtype of `x`.
 
-    A rotation needs granularity `token` or `group`. `decoded` keeps the decoded weight where tokens are few.
+    A rotation needs granularity `token` or `group`. `decoded` keeps the decoded weight where tokens are few;
+    `gelu` ends with a GELU (tanh).
     """
-    y = multiply(quantize(x, activation, rotation), weight, bias, x.dtype, decoded)
+    y = multiply(quantize(x, activation, rotation), weight, bias, x.dtype, decoded, gelu)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def multiply(
-    codes: Codes, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, decoded: bool = False
+    codes: Codes,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    decoded: bool = False,
+    gelu: bool = False,
 ) -> Float[Tensor, "M N"]:
     """Multiply quantized tokens, with one scale each, by a packed weight."""
     spec, params = weight.spec, list(weight.params.values())
     return linear_packed(
         *(*codes, weight.codes, params, bias, weight.shape),
-        *(spec.bits, spec.format, spec.symmetric, decoded, dtype),
+        *(spec.bits, spec.format, spec.symmetric, decoded, dtype, gelu),
     )
 
 

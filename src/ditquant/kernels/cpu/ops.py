@@ -76,8 +76,9 @@ def linear_packed(
     symmetric: bool,
     decoded: bool,
     dtype: torch.dtype,
+    gelu: bool = False,
 ) -> Tensor:
-    """Multiply the tokens of `quantize_tokens` with a packed weight: y [M, N] in `dtype`.
+    """Multiply the tokens of `quantize_tokens` with a packed weight: y [M, N] in `dtype`, or the GELU (tanh) of that.
 
     The weight's tiles are decoded one at a time; `decoded`: all of them once, and kept, if there are few tokens.
     """
@@ -93,13 +94,13 @@ def linear_packed(
     y = values.new_empty((values.shape[0], rows), dtype=dtype)
     library().ditquant_linear(
         *(pointer(values), pointer(scale), pointer(zero), values.shape[0], *packed, pointer(tiles), pointer(sums)),
-        *(pointer(row_scale), pointer(bias), pointer(y), DTYPES[dtype], torch.get_num_threads()),
+        *(pointer(row_scale), pointer(bias), pointer(y), DTYPES[dtype], int(gelu), torch.get_num_threads()),
     )
     return y
 
 
 @linear_packed.register_fake
-def _(values, scale, zero, codes, params, bias, shape, bits, format, symmetric, decoded, dtype):
+def _(values, scale, zero, codes, params, bias, shape, bits, format, symmetric, decoded, dtype, gelu=False):
     return values.new_empty((values.shape[0], shape[0]), dtype=dtype)
 
 

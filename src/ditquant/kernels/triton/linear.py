@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from ditquant.formats import PackedWeight
 from ditquant.kernels.activation import quantize_activation
@@ -54,15 +55,18 @@ def linear_triton(
     bias: Float[Tensor, " N"] | None,
     rotation: Rotation | None = None,
     decoded: bool = False,
+    gelu: bool = False,
 ) -> Float[Tensor, "*B N"]:
     """Rotate and quantize in one pass, decode, multiply; in the dtype of `x`.
 
-    A rotation needs granularity `token` or `group`. `decoded` keeps the INT8 weight for later calls.
+    A rotation needs granularity `token` or `group`. `decoded` keeps the INT8 weight for later calls; `gelu`
+    ends with a GELU (tanh).
     """
     spec, params = weight.spec, list(weight.params.values())
     kind = (spec.bits, spec.format, spec.symmetric, spec.group_size)
     if activation is None:
-        return triton_half(x, weight.codes, params, bias, weight.shape, *kind)
+        y = triton_half(x, weight.codes, params, bias, weight.shape, *kind)
+        return F.gelu(y, approximate="tanh") if gelu else y
     part = group_of(weight, activation)
     r = rotation or Rotation()
     if activation.granularity in ("token", "group"):
@@ -72,7 +76,9 @@ def linear_triton(
         )
     else:
         codes = _quantize(x, activation, part)
-    y = triton_linear(*codes, weight.codes, params, bias, weight.shape, *kind, part, decoded, x.dtype)
+    fused = gelu and part == x.shape[-1]
+    y = triton_linear(*codes, weight.codes, params, bias, weight.shape, *kind, part, decoded, x.dtype, fused)
+    y = F.gelu(y, approximate="tanh") if gelu and not fused else y
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

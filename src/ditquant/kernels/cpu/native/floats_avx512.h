@@ -54,6 +54,11 @@ inline void exchange(Floats (&v)[4]) {
 }
 
 inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
+inline Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+inline Floats power_of_two(Ints x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(127)), 23));
+}
 inline Ints nearest(Floats x) { return _mm512_cvtps_epi32(x); }
 inline Ints magnitude_bits(Floats x) {
     return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));

@@ -27,9 +27,11 @@ DITQUANT_API void ditquant_decode(const uint8_t* codes, const int8_t* table, int
 DITQUANT_API void ditquant_linear(const uint8_t* values, const float* scale, const int32_t* zero, int64_t tokens,
                                   const uint8_t* codes, const int8_t* table, int64_t table_stride, int bits,
                                   int64_t rows, int64_t channels, const int8_t* tiles, const int32_t* sums,
-                                  const float* row_scale, const float* bias, void* y, int dtype, int threads) {
+                                  const float* row_scale, const float* bias, void* y, int dtype, int gelu,
+                                  int threads) {
     const Packed weight{codes, table, table_stride, bits, rows, channels};
-    const Product p{values, scale, zero, tokens, weight, tiles, sums, row_scale, bias, y, dtype, is_narrow(weight)};
+    const Product p{values, scale, zero, tokens, weight, tiles, sums, row_scale, bias, y, dtype, gelu != 0,
+                    is_narrow(weight)};
     const int64_t tile_size = p.weight.padded() * TILE_ROWS;
     share(ceil_div(rows, TILE_ROWS), tokens, many_tokens(), threads, [&](int64_t i, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> scratch;

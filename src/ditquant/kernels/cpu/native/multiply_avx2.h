@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "avx2/panel.h"
-#include "floats.h"
+#include "gelu.h"
 #include "parallel.h"
 #include "product.h"
 #include "tasks.h"
@@ -54,7 +54,8 @@ void multiply(const Product& p, const int8_t* tile, const int32_t* row_sums, int
             const Ints offset = mul(load_ints(row_sums + lane), all(-128 - p.zero[token + i]));
             Floats y = to_floats(add(load_ints(sums + i * TILE_ROWS + lane), offset));
             y = mul(mul(y, all(p.scale[token + i])), row_scale);
-            store(p.y, (token + i) * p.weight.rows + at, there, p.bias ? add(y, bias) : y, p.dtype);
+            if (p.bias) y = add(y, bias);
+            store(p.y, (token + i) * p.weight.rows + at, there, p.gelu ? gelu(y) : y, p.dtype);
         }
     }
 }

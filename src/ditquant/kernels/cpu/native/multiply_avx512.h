@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "floats.h"
+#include "gelu.h"
 #include "product.h"
 
 #if DITQUANT_X86
@@ -35,7 +35,8 @@ class Outputs {
         const __m512i offset = _mm512_mullo_epi32(row_sum_, _mm512_set1_epi32(128 + p_.zero[token]));
         __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset));
         y = mul(mul(y, all(p_.scale[token])), row_scale_);
-        store(p_.y, token * p_.weight.rows + at_, there_, p_.bias ? add(y, bias_) : y, p_.dtype);
+        if (p_.bias) y = add(y, bias_);
+        store(p_.y, token * p_.weight.rows + at_, there_, p_.gelu ? gelu(y) : y, p_.dtype);
     }
 };
 

@@ -17,6 +17,7 @@ struct Product {
     const float* bias;      // [rows] or null
     void* y;                // [tokens, rows]
     int dtype;
+    bool gelu;              // y = gelu(y) at the end
     bool narrow;            // is_narrow(weight)
 };
 
