@@ -57,6 +57,19 @@ def test_integer_products_are_equal(tokens, dtype, symmetric):
         assert torch.equal(without, by_amx)
 
 
+@pytest.mark.parametrize("groups", [(64, 64), (128, 64), (64, None), (192, 192), (48, 48), (96, 64)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("tokens", [31, 32, 70])
+def test_products_in_groups_are_equal(tokens, symmetric, groups):
+    width, x_group = 384, groups[1]
+    x = torch.randn(tokens, width, generator=torch.Generator().manual_seed(tokens)) + 0.3
+    weight = torch.randn(70, width, generator=torch.Generator().manual_seed(1))
+    packed, bias = QUANTIZERS["rtn"](weight, WeightSpec(4, "affine", groups[0], symmetric)), torch.randn(70)
+    activation = ActSpec(8, "group" if x_group else "token", x_group, symmetric)
+    without, by_amx = both_ways(lambda: cpu.linear_groups(x, packed, activation, bias))
+    assert torch.equal(without, by_amx)
+
+
 def test_the_largest_codes_do_not_overflow():
     x, weight = torch.full((64, 65536), 127.0), torch.full((32, 65536), -127.0)
     packed = QUANTIZERS["rtn"](weight, WeightSpec(8, "affine"))

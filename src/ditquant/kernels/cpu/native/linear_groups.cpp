@@ -5,7 +5,7 @@
 #include <vector>
 
 #if defined(__AVX512F__)
-#include "multiply_groups_avx512.h"
+#include "multiply_groups_amx.h"
 #else
 #include "multiply_groups_avx2.h"
 #endif
@@ -16,20 +16,25 @@
 namespace ditquant {
 namespace {
 
+// Write `count` tokens of y [count, 64].
+void write(const GroupProduct& p, const float* y, int64_t row, int64_t token, int64_t count) {
+    for (int64_t lane = 0; lane < std::min(TILE_ROWS, p.weight.rows - row); lane += 16) {
+        const int64_t at = row + lane;
+        const Lanes there = first_floats(p.weight.rows - at);
+        const Floats bias = p.bias ? load_some(p.bias + at, there) : zeros();
+        for (int64_t i = 0; i < count; i++) {
+            const Floats found = load(y + i * TILE_ROWS + lane);
+            store(p.y, (token + i) * p.weight.rows + at, there, p.bias ? add(found, bias) : found, p.dtype);
+        }
+    }
+}
+
 template <int COUNT>
 void multiply(const GroupProduct& p, const GroupTile& tile, int64_t row, int64_t token) {
     alignas(64) float y[COUNT * TILE_ROWS] = {};
     const auto x = codes_of<COUNT>(p, token);
     for (int64_t u = 0; u < p.weight.parts(); u++) add_part<COUNT>(p, tile, x, token, u, y);
-    for (int64_t lane = 0; lane < std::min(TILE_ROWS, p.weight.rows - row); lane += 16) {
-        const int64_t at = row + lane;
-        const Lanes there = first_floats(p.weight.rows - at);
-        const Floats bias = p.bias ? load_some(p.bias + at, there) : zeros();
-        for (int i = 0; i < COUNT; i++) {
-            const Floats found = load(y + i * TILE_ROWS + lane);
-            store(p.y, (token + i) * p.weight.rows + at, there, p.bias ? add(found, bias) : found, p.dtype);
-        }
-    }
+    write(p, y, row, token, COUNT);
 }
 
 std::vector<uint8_t> places(int64_t channels, int64_t group) {
@@ -70,7 +75,7 @@ DITQUANT_API void ditquant_linear_groups(const uint8_t* values, const float* x_s
     const auto place = places(channels, group);
     const Groups weight{codes, scale, zero, place.data(), bits, rows, channels, group, part};
     const GroupProduct p{values, x_scale, x_zero, tokens, x_group, weight, bias, y, dtype};
-    share(ceil_div(rows, TILE_ROWS), tokens, TOKENS, threads, [&](int64_t i, int64_t token, int64_t end) {
+    share(ceil_div(rows, TILE_ROWS), tokens, many_tokens(), threads, [&](int64_t i, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> own_values;
         static thread_local Scratch<int32_t> own_sums;
         static thread_local Scratch<float> own_scale;
@@ -82,6 +87,7 @@ DITQUANT_API void ditquant_linear_groups(const uint8_t* values, const float* x_s
                     own_scale.get(weight.groups() * TILE_ROWS)};
             decode_groups(weight, i * TILE_ROWS, tile);
         }
+        token = multiply_many(p, tile, i * TILE_ROWS, token, end, write);
         by_steps(token, end, [&](int64_t at, auto count) {
             multiply<decltype(count)::value>(p, tile, i * TILE_ROWS, at);
         });

@@ -14,32 +14,39 @@ constexpr int64_t AMX_TOKENS = 32;
 // Tokens that go together best.
 inline int64_t many_tokens() { return uses_amx() ? AMX_TOKENS : TOKENS; }
 
+// Registers 0 .. 3 += codes [32, 64], a token every `stride` bytes, x 64 channels of 32 rows of a tile.
+inline void add_pairs(const uint8_t* x, int64_t stride, const int8_t* w) {
+    load_tile<4>(x, stride);
+    load_tile<6>(w, 4 * TILE_ROWS);
+    load_tile<7>(w + TILE_BYTES, 4 * TILE_ROWS);
+    load_tile<5>(x + TILE_SIDE * stride, stride);
+    multiply_bytes<0, 4, 6>();
+    multiply_bytes<1, 4, 7>();
+    multiply_bytes<2, 5, 6>();
+    multiply_bytes<3, 5, 7>();
+}
+
+// Write registers 0 .. 3 as [32 tokens, 32 rows].
+inline void store_pairs(int32_t* to) {
+    constexpr int64_t STRIDE = 2 * TILE_SIDE * sizeof(int32_t);
+    store_tile<0>(to, STRIDE), store_tile<1>(to + TILE_SIDE, STRIDE);
+    to += 2 * TILE_SIDE * TILE_SIDE;
+    store_tile<2>(to, STRIDE), store_tile<3>(to + TILE_SIDE, STRIDE);
+}
+
 inline void multiply_amx(const Product& p, const int8_t* tile, const int32_t* sums, int64_t row, int64_t token) {
-    alignas(64) int32_t found[AMX_TOKENS * TILE_SIDE * 2];
-    const int64_t channels = p.weight.padded(), stride = TILE_SIDE * 2 * sizeof(int32_t);
-    const uint8_t* x = p.values + token * channels;
-    for (int64_t first = 0; first < TILE_ROWS && row + first < p.weight.rows; first += 2 * TILE_SIDE) {
-        const int8_t* w = tile + first * 4;
+    constexpr int64_t ROWS = 2 * TILE_SIDE;
+    alignas(64) int32_t found[AMX_TOKENS * ROWS];
+    const int64_t channels = p.weight.padded();
+    for (int64_t first = 0; first < TILE_ROWS && row + first < p.weight.rows; first += ROWS) {
         clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();
         for (int64_t k = 0; k < channels; k += TILE_BYTES) {
-            load_tile<4>(x + k, channels);
-            load_tile<6>(w + k * TILE_ROWS, 4 * TILE_ROWS);
-            load_tile<7>(w + k * TILE_ROWS + TILE_BYTES, 4 * TILE_ROWS);
-            load_tile<5>(x + TILE_SIDE * channels + k, channels);
-            multiply_bytes<0, 4, 6>();
-            multiply_bytes<1, 4, 7>();
-            multiply_bytes<2, 5, 6>();
-            multiply_bytes<3, 5, 7>();
+            add_pairs(p.values + token * channels + k, channels, tile + k * TILE_ROWS + first * 4);
         }
-        store_tile<0>(found, stride);
-        store_tile<1>(found + TILE_SIDE, stride);
-        store_tile<2>(found + 2 * TILE_SIDE * TILE_SIDE, stride);
-        store_tile<3>(found + 2 * TILE_SIDE * TILE_SIDE + TILE_SIDE, stride);
-        for (int64_t lane = 0; lane < 2 * TILE_SIDE && row + first + lane < p.weight.rows; lane += TILE_SIDE) {
+        store_pairs(found);
+        for (int64_t lane = 0; lane < ROWS && row + first + lane < p.weight.rows; lane += TILE_SIDE) {
             const Outputs outputs(p, row + first + lane, sums + first + lane);
-            for (int64_t i = 0; i < AMX_TOKENS; i++) {
-                outputs.put(token + i, _mm512_load_si512(found + i * 2 * TILE_SIDE + lane));
-            }
+            for (int64_t i = 0; i < AMX_TOKENS; i++) outputs.put(token + i, _mm512_load_si512(found + i * ROWS + lane));
         }
     }
 }
