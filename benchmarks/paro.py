@@ -9,6 +9,7 @@ scatters less. Writes benchmarks/results/paro.json after every row.
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -133,13 +134,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "paro.json")
     asked = parser.parse_args()
     settings = {name: getattr(asked, name) for name in ("steps", "height", "width", "frames")}
-    made_with = {"model": Path(asked.model).name, "fit": asked.fit, "test": asked.test, **settings}
+    pipeline = sources.load_pipeline(asked.model, torch.float32)
+    made_with = {"model": Path(asked.model).name, "weights": weights_hash(pipeline.transformer)}
+    made_with |= {"fit": asked.fit, "test": asked.test, **settings}
     result = json.loads(asked.output.read_text()) if asked.output.exists() else {}
     if result.get("made with") != made_with:
         versions = {"torch": torch.__version__, "python": platform.python_version()}
         result = {"made with": made_with, "versions": versions, "rows": {}}
     fit, test = prompts(asked.prompts, asked.fit, asked.test)
-    bench = Bench(sources.load_pipeline(asked.model, torch.float32), fit, test, settings)
+    bench = Bench(pipeline, fit, test, settings)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     for name, install in rows(bench).items():
         if name not in result["rows"]:
@@ -148,6 +151,14 @@ def main() -> None:
         found = result["rows"][name]
         print(f"{name:>55} {found['psnr_db']:7.2f} dB  steps {found['step_sqnr_db']:6.2f} dB", flush=True)
     print(f"written: {asked.output}")
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Name the weights that rows belong to."""
+    found = hashlib.sha256()
+    for value in model.state_dict().values():
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def prompts(file: Path | None, fit: int, test: int) -> tuple[list[str], list[str]]:
