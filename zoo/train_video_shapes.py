@@ -28,7 +28,7 @@ from ditquant.evaluation.moving_shapes import FRAMES, SIZE, caption
 from ditquant.pipelines.settings import TRAINED_FOR
 
 VAE_STEPS, DECODER_STEPS = 3400, 6000
-GUIDANCE = 2.5
+GUIDANCE = 1.5
 WIDTH, HEADS, BLOCKS = 256, 4, 6
 
 
