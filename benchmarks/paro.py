@@ -107,7 +107,7 @@ def rows(bench: Bench) -> dict[str, Install]:
     for density in DENSITIES:
         at = f"{density:.0%}"
         table[f"PARO {at}"] = planned(density)
-        table[f"PARO {at}, orders by the paper's score"] = planned(density, select="combined")
+        table[f"PARO {at}, orders by mass"] = planned(density, select="mass")
         table[f"{at}, without reordering"] = planned(density, reorder=False)
         table[f"SparseVideoGen-like {at}"] = online(SparseVideoGen, density)
         table[f"SpargeAttn-like {at}"] = online(SpargeAttn, density)

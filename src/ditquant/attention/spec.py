@@ -12,9 +12,9 @@ from ditquant.registry import unknown
 class AttentionSpec:
     """PAROAttention: the fraction of tiles to keep (all if None), and the bits of Q Kᵀ and P V (None: floating point).
 
-    `select` is how orders are compared: by the mass kept where tiles are left out, else by the quantization score.
-    The first `own_steps` steps (None: half of them) have masks of their own. `sample` of the rows of tiles are looked
-    at to choose orders.
+    `select` is how orders are compared: by the paper's score where tiles are left out, else by its part for
+    quantization. The first `own_steps` steps (None: half of them) have masks of their own. `sample` of the rows of
+    tiles are looked at to choose orders.
     """
 
     density: float | None = None
@@ -42,7 +42,7 @@ class AttentionSpec:
     @property
     def criterion(self) -> Criterion:
         """How orders are compared."""
-        return Criterion(self.select or ("quant" if self.density is None else "mass"), sample=self.sample)
+        return Criterion(self.select or ("quant" if self.density is None else "combined"), sample=self.sample)
 
     @property
     def name(self) -> str:
