@@ -27,10 +27,11 @@ def output_gain(weight: Float[Tensor, "N K"], packed: PackedWeight, stats: Layer
     if gram is not None:
         measured = weight @ gram
     elif stats is not None and len(stats.sample):
-        measured = weight = weight @ stats.sample.T
-        quantized = quantized @ stats.sample.T
+        sample = stats.sample.T.double()  # in float32 the last bits would depend on the number of threads
+        measured = weight = weight.double() @ sample
+        quantized = quantized.double() @ sample
     else:
         measured = weight
     power, overlap = (weight * measured).sum(1), (quantized * measured).sum(1)
     usable = (overlap > 0) & (power > 0)
-    return torch.where(usable, power / torch.where(usable, overlap, 1), 1).clamp(0.5, 2)
+    return torch.where(usable, power / torch.where(usable, overlap, 1), 1).clamp(0.5, 2).float()
