@@ -77,6 +77,36 @@ def block_diagonal(grid: TokenGrid, order: int, size: int = 32, seed: int = 0, s
 
 def naive_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int, pv_bits: int) -> torch.Tensor:
     """One head [S, D] tile by tile in INT32, with the whole map in memory."""
+    p, v, place, edges = _quantized_map(q, k, v, grid, order, mask, qk_bits)
+    out = torch.zeros_like(v)
+    for c, d in edges:
+        low, high = v[c:d].amin(0), v[c:d].amax(0)
+        middle, step = (low + high) / 2, (high - low) / 2 / (2 ** (pv_bits - 1) - 1)
+        w = torch.where(step > 0, torch.round((v[c:d] - middle) / step), 0).to(torch.int32)
+        for i in range(grid.tokens):
+            row = p[i, c:d]
+            if row.max() > 0:
+                scale = row.max() / (2**pv_bits - 1)
+                u = torch.round(row / scale).to(torch.int32)
+                out[i] += (u @ w).to(q.dtype) * scale * step + row.sum() * middle
+    return out[place]
+
+
+def coarsely_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int, pv_bits: int) -> torch.Tensor:
+    """The same with the paper's scales: one a tile of P, one a channel of V, and no middles."""
+    p, v, place, edges = _quantized_map(q, k, v, grid, order, mask, qk_bits)
+    channel = v.abs().amax(0) / (2 ** (pv_bits - 1) - 1)
+    w, out = torch.round(v / channel).to(torch.int32), torch.zeros_like(v)
+    for a, b in edges:
+        for c, d in edges:
+            scale = p[a:b, c:d].max() / (2**pv_bits - 1)
+            if scale > 0:
+                u = torch.round(p[a:b, c:d] / scale).to(torch.int32)
+                out[a:b] += (u @ w[c:d]).to(q.dtype) * scale * channel
+    return out[place]
+
+
+def _quantized_map(q, k, v, grid: TokenGrid, order: int, mask, bits: int):
     place = positions(grid, order)
     back = place.argsort()
     q, k, v = q[back], k[back], v[back]
@@ -86,19 +116,9 @@ def naive_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int, pv
     for i, (a, b) in enumerate(edges):
         for j, (c, d) in enumerate(edges):
             if mask[i, j] or grid.text_tiles()[i, j]:
-                (x, sx), (y, sy) = codes(q[a:b], qk_bits), codes(k[c:d], qk_bits)
+                (x, sx), (y, sy) = codes(q[a:b], bits), codes(k[c:d], bits)
                 scores[a:b, c:d] = (x @ y.T).to(q.dtype) * sx * sy * q.shape[-1] ** -0.5
-    p, out = scores.softmax(-1), torch.zeros_like(v)
-    top = 2 ** (pv_bits - 1) - 1
-    channel = v.abs().amax(0) / top
-    w = torch.round(v / channel).to(torch.int32)
-    for a, b in edges:
-        for c, d in edges:
-            scale = p[a:b, c:d].max() / (2**pv_bits - 1)
-            if scale > 0:
-                u = torch.round(p[a:b, c:d] / scale).to(torch.int32)
-                out[a:b] += (u @ w[c:d]).to(q.dtype) * scale * channel
-    return out[place]
+    return scores.softmax(-1), v, place, edges
 
 
 def codes(x: torch.Tensor, bits: int):

@@ -1,4 +1,4 @@
-"""The compiled attention over tiles against the whole map, and against integers counted one by one."""
+"""The compiled attention over tiles against the whole map, and against the simulation of its integers."""
 
 import logging
 
@@ -9,7 +9,7 @@ from ditquant.attention import TokenGrid, attend
 from ditquant.attention.by_tiles import attend_compiled, tile_lists, use_tiles
 from ditquant.kernels.cpu.attention import attention_tiles
 from ditquant.kernels.cpu.library import why_not_attention
-from tests.attention.maps import GRIDS, codes, full_map, naive_quantized, positions, some_mask, some_qkv
+from tests.attention.maps import GRIDS, full_map, naive_quantized, some_mask, some_qkv
 
 built = pytest.mark.skipif(why_not_attention() is not None, reason=str(why_not_attention()))
 SIX = torch.arange(6)
@@ -90,37 +90,7 @@ def test_quantized_attention_errs_as_the_naive_simulation(grid, bits):
     naive = [naive_quantized(*(x[h] for x in wide), grid, h, mask[h], *(b or 12 for b in bits)) for h in range(6)]
     error, naive_error = rms(out - exact), rms(torch.stack(naive) - exact)
     assert out.dtype == dtype and 0.3 * naive_error < error < 2 * naive_error
-    assert None in bits or rms(out[0].double() - torch.stack(naive)) < naive_error
-
-
-@built
-@pytest.mark.parametrize("bits", [(8, 8), (4, 4)])
-def test_two_kept_tiles_give_the_integers_counted_one_by_one(bits):
-    grid = TokenGrid(1, 17, 13)
-    q, k, v = some_qkv(grid, 1, 96, dtype=torch.float32)
-    mask = torch.eye(4, dtype=torch.bool)[None] | torch.tensor([False, False, False, True])
-    out = compiled(q, k, v, grid, torch.tensor([1]), mask, *bits)[0, 0].double()
-    back = positions(grid, 1).argsort()
-    q, k, v = (x[0, 0].double()[back] for x in (q, k, v))
-    k = k - k.float().mean(0).double()
-    value, channel = torch.empty_like(v), v.abs().amax(0) / (2 ** (bits[1] - 1) - 1)
-    value = torch.round(v / channel)
-    for i in range(0, grid.tokens, 64):
-        rows = slice(i, i + 64)
-        kept = [j for j in range(0, grid.tokens, 64) if mask[0, i // 64, j // 64]]
-        a, scale = codes(q[rows], bits[0])
-        parts = [codes(k[j : j + 64], bits[0]) for j in kept]
-        scores = [(a @ b.T).double() * scale * s * 96**-0.5 for b, s in parts]
-        high = torch.cat(scores, 1).amax(1, keepdim=True)
-        p = [(s - high).exp() for s in scores]
-        units = [x.max() / (2 ** bits[1] - 1) for x in p]
-        y = sum(torch.round(x / u) * u @ value[j : j + 64] for x, u, j in zip(p, units, kept, strict=True))
-        exact = y * channel / sum(x.sum(1, keepdim=True) for x in p)
-        found = out[back][rows]
-        # a code at a tie may round either way: few rows may differ by one unit of P
-        far = (found - exact).abs().amax(1) > 1e-4 * exact.abs().max()
-        assert far.float().mean() < 0.1
-        assert (found - exact).abs().max() < 2 * max(u for u in units) * channel.max() * value.abs().max()
+    assert None in bits or rms(out[0].double() - torch.stack(naive)) < 0.1 * naive_error  # ties round either way
 
 
 @built

@@ -29,10 +29,7 @@ def attend_compiled(
     qk_bits: int | None,
     pv_bits: int | None,
 ) -> Float[Tensor, "B H S D"]:
-    """Attend as `stripes.attend_reference` does to reordered tokens; takes and returns them in their own order.
-
-    Differs from it in one thing: a tile of P has its scale before the rows are divided by their sums.
-    """
+    """Attend as `stripes.attend_reference` does to reordered tokens; takes and returns them in their own order."""
     tiles, starts = (None, None) if keep is None else tile_lists(keep)
     return attention_tiles(q, k, v, order.int(), tiles, starts, qk_bits or FLOAT, pv_bits or FLOAT)
 

@@ -1,6 +1,8 @@
-"""Integers of quantized attention, held as floats: Q and K by tile, V by channel, P by tile and without a sign.
+"""Integers of quantized attention, held as floats: Q and K by tile, V by tile and channel, P by row of a tile.
 
 Differs from the paper: Q and K are smoothed and quantized too (SageAttention's Smooth-K), as its INT8 kernel needs.
+P has a scale for each row of a tile. V is quantized less the middle of its range, so that its codes and those of P
+round what differs within a tile; what a tile's values share is multiplied by the unrounded sum of P.
 """
 
 from dataclasses import dataclass
@@ -26,6 +28,14 @@ class Scaled:
     scale: Float[Tensor, "*H #S #D"]
 
 
+@dataclass(frozen=True)
+class Centered:
+    """The tensor `values + middle`, with one middle for 64 tokens; none where nothing is quantized."""
+
+    values: Float[Tensor, "*H S D"]
+    middle: Float[Tensor, "*H T D"] | None = None
+
+
 def check_bits(bits: int | None, what: str) -> None:
     """Refuse other widths than those that hardware multiplies."""
     if bits is not None and (type(bits) is not int or bits not in BITS):
@@ -40,7 +50,7 @@ def compute_dtype(q: Tensor, qk_bits: int | None) -> torch.dtype:
 
 def prepare(
     q: Float[Tensor, "*H S D"], k: Float[Tensor, "*H S D"], v: Float[Tensor, "*H S D"], qk_bits: int | None, pv_bits
-) -> tuple[Scaled, Scaled, Scaled]:
+) -> tuple[Scaled, Scaled, Centered]:
     """Widen, smooth K and quantize; the softmax scale 1/sqrt(D) is in that of Q."""
     q, k, v = (x.to(compute_dtype(q, qk_bits)) for x in (q, k, v))
     if qk_bits is None:
@@ -49,7 +59,7 @@ def prepare(
     else:
         # a constant per row of scores is lost in the softmax, over whichever tiles
         q, k = by_tile(q, qk_bits), by_tile(k - k.mean(-2, keepdim=True), qk_bits)
-    return Scaled(q.values, q.scale * q.values.shape[-1] ** -0.5), k, by_channel(v, pv_bits)
+    return Scaled(q.values, q.scale * q.values.shape[-1] ** -0.5), k, by_tile_and_channel(v, pv_bits)
 
 
 def by_tile(x: Float[Tensor, "*H S D"], bits: int) -> Scaled:
@@ -60,21 +70,32 @@ def by_tile(x: Float[Tensor, "*H S D"], bits: int) -> Scaled:
     return Scaled(torch.round(x / scale), scale)
 
 
-def by_channel(v: Float[Tensor, "*H S D"], bits: int | None) -> Scaled:
-    """Symmetric codes, one scale for a channel; unchanged without `bits`."""
+def by_tile_and_channel(v: Float[Tensor, "*H S D"], bits: int | None) -> Centered:
+    """Round what lies between minimum and maximum of a tile's channel; unchanged without `bits`."""
     if bits is None:
-        return Scaled(v, torch.ones_like(v[..., :1, :]))
-    scale = (v.abs().amax(-2, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST)
-    return Scaled(torch.round(v / scale), scale)
+        return Centered(v)
+    tokens, tiles = v.shape[-2], _tiles(v, -2)
+    outside = (torch.arange(tiles.shape[-3] * TILE, device=v.device) >= tokens).view(-1, TILE, 1)
+    low = tiles.masked_fill(outside, float("inf")).amin(-2, keepdim=True) / 2
+    high = tiles.masked_fill(outside, float("-inf")).amax(-2, keepdim=True) / 2
+    scale = ((high - low) / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST)
+    middle = high + low
+    rounded = torch.round((tiles - middle) / scale) * scale
+    return Centered(rounded.flatten(-3, -2)[..., :tokens, :], middle.squeeze(-2))
 
 
 def round_probabilities(p: Float[Tensor, "*H R S"], bits: int | None) -> Float[Tensor, "*H R S"]:
-    """Round a stripe of rows to unsigned codes times one scale a tile; unchanged without `bits`."""
+    """Round to unsigned codes times one scale for each row of a tile; unchanged without `bits`."""
     if bits is None:
         return p
     tiles = _tiles(p, -1)  # [*H, R, T, 64]
-    scale = (tiles.amax((-1, -3), keepdim=True) / (2**bits - 1)).clamp(min=SMALLEST)
+    scale = (tiles.amax(-1, keepdim=True) / (2**bits - 1)).clamp(min=SMALLEST)
     return (torch.round(tiles / scale) * scale).flatten(-2)[..., : p.shape[-1]]
+
+
+def tile_sums(p: Float[Tensor, "*H R S"]) -> Float[Tensor, "*H R T"]:
+    """Sum the rows of each tile."""
+    return _tiles(p, -1).sum(-1)
 
 
 def _tiles(x: Tensor, dim: int) -> Tensor:

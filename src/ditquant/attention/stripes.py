@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ditquant.attention.grid import TILE
-from ditquant.attention.rounding import Scaled, prepare, round_probabilities
+from ditquant.attention.rounding import Centered, Scaled, prepare, round_probabilities, tile_sums
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, int | None, int | None], Tensor]
 
@@ -46,12 +46,14 @@ def attend_skipping(
     rows, columns, values = prepare(q, k, v, qk_bits, pv_bits)
     out = torch.empty_like(q)
     for head in range(q.shape[1]):
-        r, c, w = (Scaled(x.values[:, head], x.scale[:, head]) for x in (rows, columns, values))
+        r, c = (Scaled(x.values[:, head], x.scale[:, head]) for x in (rows, columns))
         for i, kept in enumerate(keep[head]):
             index = (kept.nonzero() * TILE + inside).flatten()
             index = index[index < tokens]
             near = Scaled(c.values.index_select(1, index), c.scale.index_select(1, index))
-            part = Scaled(w.values.index_select(1, index), w.scale)
+            part = Centered(values.values[:, head].index_select(1, index))
+            if values.middle is not None:
+                part = Centered(part.values, values.middle[:, head, kept])
             out[:, head, _span(i)] = _stripe(_take(r, _span(i)), near, part, pv_bits).to(q.dtype)
     return out
 
@@ -61,11 +63,13 @@ def choose_kernel(device: str, sparse: bool) -> Kernel:
     return attend_skipping if sparse and device == "cpu" else attend_reference
 
 
-def _stripe(q: Scaled, k: Scaled, v: Scaled, pv_bits: int | None, dropped: Tensor | None = None) -> Tensor:
+def _stripe(q: Scaled, k: Scaled, v: Centered, pv_bits: int | None, dropped: Tensor | None = None) -> Tensor:
     scores = (q.values @ k.values.mT).mul_(q.scale).mul_(k.scale.mT)  # codes: the sums are those of INT32
     if dropped is not None:
         scores = scores.masked_fill_(dropped, float("-inf"))
-    return (round_probabilities(scores.softmax(-1), pv_bits) @ v.values) * v.scale
+    p = scores.softmax(-1)
+    out = round_probabilities(p, pv_bits) @ v.values
+    return out if v.middle is None else out + tile_sums(p) @ v.middle
 
 
 def _span(i: int) -> slice:

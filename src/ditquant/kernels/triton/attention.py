@@ -1,7 +1,6 @@
 """Attention over lists of kept tiles of 64x64 with an online softmax, in integers or floats (PAROAttention, section 3).
 
-Differs from the reference: P is rounded before it is normalized, with a scale of its own for every row of a tile, so
-that the largest of 64 entries always has the largest code.
+P is rounded before it is normalized; as each row of a tile has its own scale, that gives the codes of the reference.
 """
 
 import math
@@ -11,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditquant.kernels.triton.attention_codes import TILE, codes_by_channel, codes_by_tile
+from ditquant.kernels.triton.attention_codes import TILE, codes_by_tile, codes_by_tile_and_channel
 from ditquant.kernels.triton.launch import LANGUAGE, Config, bucket, choose, launch, multiplied, power_of_two
 from ditquant.kernels.triton.scales import nearest
 
@@ -20,7 +19,7 @@ CONFIGS: list[Config] = [{"num_warps": 4, "num_stages": stages} for stages in (2
 
 @triton.jit
 def _attend(
-    q, k, v, q_scale, k_scale, v_scale, v_sums, index, columns, counts, y, tokens, channels, heads, tiles, factor,
+    q, k, v, q_scale, k_scale, v_levels, v_sums, index, columns, counts, y, tokens, channels, heads, tiles, factor,
     TILE: tl.constexpr, WIDTH: tl.constexpr, SPARSE: tl.constexpr, QK: tl.constexpr, LEVELS: tl.constexpr,
     HALF: tl.constexpr, MATMUL: tl.constexpr,
 ):  # fmt: skip
@@ -62,13 +61,16 @@ def _attend(
         if LEVELS > 0:
             p = tl.exp2(scores - here[:, None])
             share = tl.exp2(here - grown)
-            total = total * shrink + tl.sum(p, 1) * share
+            mass = tl.sum(p, 1) * share
+            total = total * shrink + mass
             middle = (LEVELS + 1) // 2  # INT8 has a sign, the codes of P have none
             codes = (nearest(p * LEVELS) - middle).to(tl.int8)
             value = tl.load(v + (base * WIDTH + d)[None, :] * padded + near[:, None])
             found = tl.dot(codes, value, out_dtype=tl.int32)
             found += middle * tl.load(v_sums + (base * tiles + column) * WIDTH + d)[None, :]
-            out = out * shrink[:, None] + found.to(tl.float32) * (share * (1.0 / LEVELS))[:, None]
+            level = ((base * tiles + column) * WIDTH + d) * 2
+            found = found.to(tl.float32) * (share * (1.0 / LEVELS))[:, None] * tl.load(v_levels + level)[None, :]
+            out = out * shrink[:, None] + found + mass[:, None] * tl.load(v_levels + level + 1)[None, :]
         else:
             p = tl.exp2(scores - grown[:, None])
             total = total * shrink + tl.sum(p, 1)
@@ -77,8 +79,6 @@ def _attend(
             out = tl.dot(p.to(HALF).to(MATMUL), value.to(MATMUL), out * shrink[:, None], input_precision="ieee")
         largest = grown
     out = out / total[:, None]
-    if LEVELS > 0:
-        out *= tl.load(v_scale + head * channels + d, mask=d < channels, other=0.0)[None, :]
     back = tl.load(index + (head % heads) * tokens + row, mask=row < tokens, other=0)
     place = (base * tokens + back)[:, None] * channels + d[None, :]
     tl.store(y + place, out, mask=(row < tokens)[:, None] & (d < channels)[None, :])
@@ -100,7 +100,7 @@ def attend(
     width, tiles = power_of_two(max(channels, 32)), -(-tokens // TILE)
     factor = channels**-0.5 / math.log(2)
     y = torch.empty_like(q)
-    scales: dict[str, Tensor | None] = dict.fromkeys(("q_scale", "k_scale", "v_scale", "v_sums"))
+    scales: dict[str, Tensor | None] = dict.fromkeys(("q_scale", "k_scale", "v_levels", "v_sums"))
     if qk_bits is not None:
         mean = k.mean(-2, keepdim=True, dtype=torch.float32)
         q, scales["q_scale"] = codes_by_tile(q, index, None, qk_bits, width, factor)
@@ -108,7 +108,7 @@ def attend(
     else:
         q, k = (_ordered(x, index) for x in (q, k))
     if pv_bits is not None:
-        v, scales["v_scale"], scales["v_sums"] = codes_by_channel(v, index, pv_bits, width)
+        v, scales["v_levels"], scales["v_sums"] = codes_by_tile_and_channel(v, index, pv_bits, width)
     else:
         v = _ordered(v, index)
 

@@ -1,11 +1,10 @@
-"""Queries, keys and values in the order of their head, as codes: Q and K with a scale a tile, V with one a channel."""
+"""Queries, keys and values in the order of their head, as codes: Q and K by tile, V by tile and channel."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditquant.kernels.activation import SMALLEST
 from ditquant.kernels.triton.launch import launch
 from ditquant.kernels.triton.scales import nearest
 
@@ -39,16 +38,22 @@ def _by_tile(x, index, mean, codes, scale, tokens, channels, heads, tiles, facto
 
 
 @triton.jit
-def _by_channel(x, index, scale, codes, sums, tokens, channels, heads, tiles,
-                TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+def _by_tile_and_channel(x, index, levels, codes, sums, tokens, channels, heads, tiles,
+                         TILE: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
     value = _rows(x, index, x, tokens, channels, heads, head, tile, TILE, WIDTH, False)
-    d = tl.arange(0, WIDTH)
-    s = tl.load(scale + head * channels + d, mask=d < channels, other=1.0)
-    found = nearest(value * (1.0 / s)[None, :])
-    place = (head.to(tl.int64) * WIDTH + d)[None, :] * (tiles * TILE) + (tile * TILE + tl.arange(0, TILE))[:, None]
-    tl.store(codes + place, found.to(tl.int8))
-    tl.store(sums + (head.to(tl.int64) * tiles + tile) * WIDTH + d, tl.sum(found.to(tl.int32), 0))
+    row, d = tile * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
+    there = (row < tokens)[:, None]
+    low = tl.min(tl.where(there, value, float("inf")), 0) * 0.5
+    high = tl.max(tl.where(there, value, float("-inf")), 0) * 0.5
+    middle = high + low
+    s = tl.maximum((high - low) / (STEPS - 1), 1.1754943508222875e-38)
+    found = tl.where(there, nearest((value - middle[None, :]) * (1.0 / s)[None, :]), 0.0)
+    tl.store(codes + (head.to(tl.int64) * WIDTH + d)[None, :] * (tiles * TILE) + row[:, None], found.to(tl.int8))
+    place = (head.to(tl.int64) * tiles + tile) * WIDTH + d
+    tl.store(sums + place, tl.sum(found.to(tl.int32), 0))
+    tl.store(levels + place * 2, s)
+    tl.store(levels + place * 2 + 1, middle)
 
 
 def codes_by_tile(
@@ -75,23 +80,24 @@ def codes_by_tile(
     return codes, scale
 
 
-def codes_by_channel(
+def codes_by_tile_and_channel(
     v: Tensor,  # [B, H, S, D] contiguous
     index: Tensor,  # int32 [H, S]
     bits: int,
     width: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # int8 [B H, width, T 64], float32 [B H, D], int32 [B H, T, width]
-    """Return v in codes, transposed as tensor cores want it, its scales, and the sums of each tile's codes."""
+) -> tuple[Tensor, Tensor, Tensor]:  # int8 [B H, width, T 64], float32 [B H, T, width, 2], int32 [B H, T, width]
+    """Return codes of v, transposed as tensor cores want it, scale and middle of each tile, and its sums of codes."""
     batch, heads, tokens, channels = v.shape
     tiles = -(-tokens // TILE)
-    scale = (v.abs().amax(-2).float() / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST).flatten(0, 1).contiguous()
     codes = torch.empty(batch * heads, width, tiles * TILE, dtype=torch.int8, device=v.device)
+    levels = torch.empty(batch * heads, tiles, width, 2, dtype=torch.float32, device=v.device)
     sums = torch.empty(batch * heads, tiles, width, dtype=torch.int32, device=v.device)
     launch(
-        _by_channel,
+        _by_tile_and_channel,
         (tiles, batch * heads),
-        **{"x": v, "index": index, "scale": scale, "codes": codes, "sums": sums, "tokens": tokens},
-        **{"channels": channels, "heads": heads, "tiles": tiles, "TILE": TILE, "WIDTH": width},
+        **{"x": v, "index": index, "levels": levels, "codes": codes, "sums": sums, "tokens": tokens},
+        **{"channels": channels, "heads": heads, "tiles": tiles},
+        **{"TILE": TILE, "WIDTH": width, "STEPS": 2 ** (bits - 1)},
         num_warps=4,
     )
-    return codes, scale, sums
+    return codes, levels, sums

@@ -18,10 +18,10 @@ class Head {
     using Probability = typename Mix::Probability;
     Scores scores_of_;
     Mix mix_;
-    Scratch<float> scores_, sums_;
+    Scratch<float> scores_, sums_, tops_, units_, parts_;  // the last three: [row][SHARES]
     Scratch<Probability> p_;
     float high_[QUERIES], sum_[QUERIES], keep_[QUERIES];  // largest exponent and sum seen; factor of earlier sums
-    float slope_[Mix::GROUP], top_[Mix::GROUP], unit_[Mix::GROUP];  // of each tile in work
+    float slope_[Mix::GROUP];  // of each tile in work
 
     // Exponents of two of 16 scores; nothing beyond the last key.
     template <bool BIAS>
@@ -38,10 +38,10 @@ class Head {
         return !BIAS && (tile + 1) * TILE <= a.keys && slope_[t] >= 0;
     }
 
-    // Find the largest exponent that a query has seen, and with scales those of its tiles.
+    // Find the largest exponent that a query has seen. With scales also those of its tiles, less that, and their powers.
     template <bool BIAS>
     void look(const Attention& a, const float* scores, const float* bias, const int32_t* tiles, int64_t count, int64_t i,
-              float* highs) {
+              float* tops, float* units) {
         __m512 high = _mm512_set1_ps(NOTHING);
         for (int64_t t = 0; t < count; t++) {
             if (Mix::SCALED) high = _mm512_set1_ps(NOTHING);
@@ -54,28 +54,36 @@ class Head {
                     high = _mm512_max_ps(high, exponents<BIAS>(a, scores, bias, tiles[t], t, at));
                 }
             }
-            if (Mix::SCALED) highs[t] = _mm512_reduce_max_ps(high);
+            if (Mix::SCALED) tops[t] = _mm512_reduce_max_ps(high);
         }
         float now = high_[i];
         if (Mix::SCALED) {
-            for (int64_t t = 0; t < count; t++) now = std::max(now, highs[t]);
+            for (int64_t t = 0; t < count; t++) now = std::max(now, tops[t]);
         } else {
             now = std::max(now, _mm512_reduce_max_ps(high));
         }
         // a query that sees no key at all has no exponential above zero
         keep_[i] = std::exp2(high_[i] - (now == NOTHING ? 0 : now));
         high_[i] = now;
+        if (Mix::SCALED) {
+            // -100 for a tile of which a query sees nothing
+            const __m512 top = _mm512_sub_ps(_mm512_load_ps(tops), _mm512_set1_ps(now));
+            const __m512 bounded = _mm512_max_ps(top, _mm512_set1_ps(-100));
+            _mm512_store_ps(tops, bounded);
+            _mm512_store_ps(units, exp2(bounded));
+        }
     }
 
     // Replace a row of scores by probabilities, not yet divided by their sum.
     template <bool BIAS>
     void exponentiate(const Attention& a, const float* scores, const float* bias, const int32_t* tiles, int64_t count,
-                      int64_t i, Probability* p) {
-        const __m512 full = _mm512_set1_ps(Mix::SCALED ? static_cast<float>((1 << a.pv_bits) - 1) : 1.0f);
+                      int64_t i, const float* tops, float* units, float* parts, Probability* p) {
+        const float most = static_cast<float>((1 << a.pv_bits) - 1), inverse = 1 / most;
+        const __m512 full = _mm512_set1_ps(most);
         float sum = 0;
         __m512 all = _mm512_setzero_ps();
         for (int64_t t = 0; t < count; t++) {
-            const __m512 offset = _mm512_set1_ps((high_[i] == NOTHING ? 0 : high_[i]) + (Mix::SCALED ? top_[t] : 0));
+            const __m512 offset = _mm512_set1_ps((high_[i] == NOTHING ? 0 : high_[i]) + (Mix::SCALED ? tops[t] : 0));
             const auto put = [&](int64_t at, __m512 low, __m512 up) {
                 low = exp2(low), up = exp2(up);
                 all = _mm512_add_ps(all, _mm512_add_ps(low, up));
@@ -95,37 +103,34 @@ class Head {
                 for (int64_t at = 0; at < TILE; at += 32) put(at, exponent(at), exponent(at + 16));
             }
             if (Mix::SCALED) {
-                sum += _mm512_reduce_add_ps(all) * std::exp2(top_[t]);
+                parts[t] = _mm512_reduce_add_ps(all) * units[t];
+                units[t] *= inverse;
+                sum += parts[t];
                 all = _mm512_setzero_ps();
             }
         }
         sum_[i] = sum_[i] * keep_[i] + (Mix::SCALED ? sum : _mm512_reduce_add_ps(all));
     }
 
-    // Queries first .. first + count of the block, of which `there` are no padding, and a few tiles of keys.
+    // Queries first .. first + rows of the block, and a few tiles of keys.
     template <bool BIAS>
-    void strip(const Attention& a, const float* bias, const int32_t* tiles, int64_t count, int64_t first, int64_t rows,
-               int64_t there) {
+    void strip(const Attention& a, const float* bias, const int32_t* tiles, int64_t count, int64_t first, int64_t rows) {
         float* scores = scores_.get(Mix::STRIP * KEYS);
         Probability* p = p_.get(Mix::STRIP * KEYS);
-        float highs[Mix::STRIP][Mix::GROUP];
+        float *tops = tops_.get(Mix::STRIP * SHARES), *units = units_.get(Mix::STRIP * SHARES);
+        float* parts = parts_.get(Mix::STRIP * SHARES);
         for (int64_t i = 0; i < rows; i += STEP) {
             for (int64_t t = 0; t < count; t++) scores_of_.score(first + i, tiles[t], scores + i * KEYS + t * TILE, KEYS);
         }
-        for (int64_t i = 0; i < rows; i++) look<BIAS>(a, scores + i * KEYS, bias, tiles, count, first + i, highs[i]);
-        if (Mix::SCALED) {
-            for (int64_t t = 0; t < count; t++) {
-                top_[t] = -100;
-                for (int64_t i = 0; i < there; i++) top_[t] = std::max(top_[t], highs[i][t] - high_[first + i]);
-                unit_[t] = std::exp2(top_[t]) / static_cast<float>((1 << a.pv_bits) - 1);
-            }
-        }
         for (int64_t i = 0; i < rows; i++) {
-            exponentiate<BIAS>(a, scores + i * KEYS, bias, tiles, count, first + i, p + i * KEYS);
+            const int64_t share = i * SHARES;
+            look<BIAS>(a, scores + i * KEYS, bias, tiles, count, first + i, tops + share, units + share);
+            exponentiate<BIAS>(a, scores + i * KEYS, bias, tiles, count, first + i, tops + share, units + share,
+                               parts + share, p + i * KEYS);
         }
         for (int64_t i = 0; i < rows; i += STEP) {
             float* y = sums_.get(0) + (first + i) * a.vectors() * 16;
-            mix_.mix(a, p + i * KEYS, KEYS, tiles, unit_, count, keep_ + first + i, y);
+            mix_.mix(a, p + i * KEYS, KEYS, tiles, Shares{units, parts}.from(i), count, keep_ + first + i, y);
         }
     }
 
@@ -148,16 +153,15 @@ class Head {
             const int64_t some = std::min(Mix::GROUP, count - t);
             for (int64_t j = 0; j < some; j++) slope_[j] = scores_of_.slope(tiles[t + j]);
             for (int64_t i = 0; i < rows; i += Mix::STRIP) {
-                const int64_t size = std::min(Mix::STRIP, rows - i), there = std::min(size, end - first - i);
-                bias ? strip<true>(a, bias, tiles + t, some, i, size, there)
-                     : strip<false>(a, bias, tiles + t, some, i, size, there);
+                const int64_t size = std::min(Mix::STRIP, rows - i);
+                bias ? strip<true>(a, bias, tiles + t, some, i, size) : strip<false>(a, bias, tiles + t, some, i, size);
             }
         }
         for (int64_t i = 0; i < end - first; i++) {
             const __m512 inverse = _mm512_set1_ps(sum_[i] == 0 ? 0 : 1 / sum_[i]);
             for (int64_t at = 0; at < a.width; at += 16) {
                 const __m512 value = _mm512_mul_ps(_mm512_load_ps(sums + i * vectors * 16 + at), inverse);
-                store(y(first + i), at, lanes(a.width - at), _mm512_mul_ps(value, mix_.scale(at)), a.dtype);
+                store(y(first + i), at, lanes(a.width - at), value, a.dtype);
             }
         }
     }

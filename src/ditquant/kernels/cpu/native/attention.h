@@ -59,6 +59,15 @@ struct Tokens {
     char* operator()(int64_t i) const { return data + (order ? order[i] : i) * stride; }
 };
 
+// Of each row of a few tiles of P: what its codes are multiplied by, and the sum of what they stand for.
+constexpr int64_t SHARES = 16;
+struct Shares {
+    const float *units, *sums;  // [row][SHARES]
+    float unit(int64_t row, int64_t t) const { return units[row * SHARES + t]; }
+    float sum(int64_t row, int64_t t) const { return sums[row * SHARES + t]; }
+    Shares from(int64_t row) const { return {units + row * SHARES, sums + row * SHARES}; }
+};
+
 // 2^x for x <= 0, to 3e-6; 0 far below; NaN stays NaN.
 inline __m512 exp2(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-200), x);

@@ -114,7 +114,7 @@ inline void fade(const float* keep, int64_t vectors, float* y) {
 struct AmxMix16 : Mix16s {
     static constexpr int64_t STRIP = PAIR;
 
-    void mix(const Attention& a, const uint16_t* p, int64_t stride, const int32_t* tiles, const float*, int64_t count,
+    void mix(const Attention& a, const uint16_t* p, int64_t stride, const int32_t* tiles, const Shares&, int64_t count,
              const float* keep, float* y) const {
         const int64_t vectors = a.vectors();
         fade(keep, vectors, y);
@@ -134,13 +134,12 @@ struct AmxMix16 : Mix16s {
 struct AmxMix8 : Mix8s {
     static constexpr int64_t STRIP = TILE, GROUP = 4;
 
-    void mix(const Attention& a, const uint8_t* p, int64_t stride, const int32_t* tiles, const float* scale,
+    void mix(const Attention& a, const uint8_t* p, int64_t stride, const int32_t* tiles, const Shares& shares,
              int64_t count, const float* keep, float* y) const {
         alignas(64) int32_t sums[PAIR * 2 * 16];
         const int64_t vectors = a.vectors();
         fade(keep, vectors, y);
         for (int64_t t = 0; t < count; t++) {
-            const __m512 factor = _mm512_set1_ps(scale[t]);
             by_two(vectors, [&](int64_t at, auto size) {
                 Sums<size()>::clear();
                 const int8_t* values = v_ + (tiles[t] * TILE * vectors + 4 * at) * 16;
@@ -149,8 +148,9 @@ struct AmxMix8 : Mix8s {
                 for (int64_t i = 0; i < PAIR; i++) {
                     DITQUANT_UNROLL for (int j = 0; j < size(); j++) {
                         float* place = y + (i * vectors + at + j) * 16;
-                        const __m512 found = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (i * 2 + j) * 16));
-                        _mm512_store_ps(place, _mm512_fmadd_ps(found, factor, _mm512_load_ps(place)));
+                        const __m512i found = _mm512_load_si512(sums + (i * 2 + j) * 16);
+                        const int64_t level = (tiles[t] * vectors + at + j) * 16;
+                        _mm512_store_ps(place, add_share(_mm512_load_ps(place), found, shares, i, t, levels_, level));
                     }
                 }
             });

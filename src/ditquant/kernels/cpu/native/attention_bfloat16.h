@@ -132,7 +132,7 @@ class Mix16s {
   public:
     using Probability = uint16_t;
     static constexpr int64_t STRIP = ROWS, GROUP = 8;  // queries and tiles whose scores are held
-    static constexpr bool SCALED = false;              // no scale a tile
+    static constexpr bool SCALED = false;              // no scale of P
 
     // As [pair of keys][padded width][2], zero beyond the last.
     void values(const Attention& a, const Tokens& v) {
@@ -153,12 +153,10 @@ class Mix16s {
 
     static void put(uint16_t* to, __m512 low, __m512 up) { _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(up, low)); }
 
-    void mix(const Attention& a, const uint16_t* p, int64_t stride, const int32_t* tiles, const float*, int64_t count,
+    void mix(const Attention& a, const uint16_t* p, int64_t stride, const int32_t* tiles, const Shares&, int64_t count,
              const float* keep, float* y) const {
         in_pieces<Mix16>(a.vectors(), p, stride, v_, tiles, count, a.vectors(), keep, y);
     }
-
-    __m512 scale(int64_t) const { return _mm512_set1_ps(1); }
 };
 
 }  // namespace ditquant

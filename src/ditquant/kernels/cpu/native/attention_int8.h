@@ -1,5 +1,5 @@
-// Both products of attention in integers, by vpdpbusd: Q and K with a scale a tile, P unsigned with a scale a tile, V
-// with a scale a channel.
+// Both products of attention in integers, by vpdpbusd: Q and K with a scale a tile, P unsigned with a scale for each row
+// of a tile, V less the middle of its range with a scale for each tile and channel.
 #pragma once
 
 #include <cmath>
@@ -133,11 +133,23 @@ class Scores8 {
     }
 };
 
+// V of a tile is codes * scale + middle, [tile][padded width] of both.
+struct Levels {
+    const float *scale, *middle;
+};
+
+// y + p v of one row of a tile, from the sum of products of codes.
+inline __m512 add_share(__m512 y, __m512i sum, const Shares& shares, int64_t row, int64_t t, const Levels& levels, int64_t at) {
+    y = _mm512_fmadd_ps(_mm512_set1_ps(shares.sum(row, t)), _mm512_load_ps(levels.middle + at), y);
+    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(shares.unit(row, t)), _mm512_load_ps(levels.scale + at));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, y);
+}
+
 template <int COUNT, int VECTORS>
 struct Mix8 {
-    // y = keep * y + p v, over the tiles of a list, whose codes p have the scales `scale`
-    static void run(int row, int64_t at, const uint8_t* p, int64_t stride, const int8_t* v, const int32_t* tiles,
-                    const float* scale, int64_t count, int64_t vectors, const float* keep, float* y) {
+    // y = keep * y + p v, over the tiles of a list
+    static void run(int row, int64_t at, const uint8_t* p, int64_t stride, const int8_t* v, const Levels& levels,
+                    const int32_t* tiles, const Shares& shares, int64_t count, int64_t vectors, const float* keep, float* y) {
         y += (row * vectors + at) * 16;
         for (int64_t t = 0; t < count; t++) {
             const uint8_t* rows = p + row * stride + t * TILE;
@@ -157,13 +169,13 @@ struct Mix8 {
                     }
                 }
             }
-            const __m512 factor = _mm512_set1_ps(scale[t]);
+            const int64_t place_of = (tiles[t] * vectors + at) * 16;
             DITQUANT_UNROLL for (int i = 0; i < COUNT; i++) {
                 DITQUANT_UNROLL for (int j = 0; j < VECTORS; j++) {
                     float* place = y + (i * vectors + j) * 16;
                     __m512 before = _mm512_load_ps(place);
                     if (t == 0) before = _mm512_mul_ps(before, _mm512_set1_ps(keep[row + i]));
-                    _mm512_store_ps(place, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), factor, before));
+                    _mm512_store_ps(place, add_share(before, sum[i][j], shares, row + i, t, levels, place_of + j * 16));
                 }
             }
         }
@@ -173,10 +185,11 @@ struct Mix8 {
 // Probabilities times values.
 class Mix8s {
     Scratch<int8_t> values_;
-    Scratch<float> scales_;
+    Scratch<float> scales_, middles_;
 
   protected:
     const int8_t* v_ = nullptr;
+    Levels levels_{};
 
   public:
     using Probability = uint8_t;
@@ -185,25 +198,37 @@ class Mix8s {
 
     // As [group of 4 keys][padded width][4], zero beyond the last.
     void values(const Attention& a, const Tokens& v) {
-        int8_t* to = values_.get(a.key_tiles() * TILE * a.vectors() * 16);
-        float* scales = scales_.get(a.vectors() * 16);
-        for (int64_t at = 0; at < a.vectors() * 16; at += 16) {
-            const __mmask16 there = lanes(a.width - at);
-            __m512 high = _mm512_setzero_ps();
-            for (int64_t i = 0; i < a.keys; i++) high = _mm512_max_ps(high, _mm512_abs_ps(load(v(i), at, there, a.dtype)));
-            const __m512 scale = _mm512_max_ps(_mm512_div_ps(high, _mm512_set1_ps(static_cast<float>(levels(a.pv_bits)))),
-                                               _mm512_set1_ps(SMALLEST));
-            _mm512_store_ps(scales + at, scale);
-            for (int64_t key = 0; key < a.key_tiles() * TILE; key += 4) {
-                __m512i four = _mm512_setzero_si512();
-                for (int j = 0; j < 4 && key + j < a.keys; j++) {
-                    const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(load(v(key + j), at, there, a.dtype), scale));
-                    four = _mm512_or_si512(four, _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(255)), 8 * j));
+        const int64_t padded = a.vectors() * 16;
+        int8_t* to = values_.get(a.key_tiles() * TILE * padded);
+        float *scales = scales_.get(a.key_tiles() * padded), *middles = middles_.get(a.key_tiles() * padded);
+        const __m512 half = _mm512_set1_ps(0.5f), most = _mm512_set1_ps(static_cast<float>(levels(a.pv_bits)));
+        for (int64_t tile = 0; tile < a.key_tiles(); tile++) {
+            const int64_t first = tile * TILE, end = std::min(first + TILE, a.keys);
+            for (int64_t at = 0; at < padded; at += 16) {
+                const __mmask16 there = lanes(a.width - at);
+                __m512 low = load(v(first), at, there, a.dtype), high = low;
+                for (int64_t i = first + 1; i < end; i++) {
+                    const __m512 value = load(v(i), at, there, a.dtype);
+                    low = _mm512_min_ps(low, value), high = _mm512_max_ps(high, value);
                 }
-                _mm512_store_si512(to + (key * a.vectors() + at / 4) * 16, four);
+                low = _mm512_mul_ps(low, half), high = _mm512_mul_ps(high, half);
+                const __m512 middle = _mm512_add_ps(high, low);
+                const __m512 scale = _mm512_max_ps(_mm512_div_ps(_mm512_sub_ps(high, low), most), _mm512_set1_ps(SMALLEST));
+                _mm512_store_ps(scales + tile * padded + at, scale);
+                _mm512_store_ps(middles + tile * padded + at, middle);
+                for (int64_t key = first; key < first + TILE; key += 4) {
+                    __m512i four = _mm512_setzero_si512();
+                    for (int j = 0; j < 4 && key + j < end; j++) {
+                        const __m512 value = _mm512_sub_ps(load(v(key + j), at, there, a.dtype), middle);
+                        const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(value, scale));
+                        four = _mm512_or_si512(four, _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(255)), 8 * j));
+                    }
+                    _mm512_store_si512(to + key * padded + at * 4, four);
+                }
             }
         }
         v_ = to;
+        levels_ = {scales, middles};
     }
 
     static void put(uint8_t* to, __m512 low, __m512 up) {
@@ -212,12 +237,10 @@ class Mix8s {
         _mm_store_si128(reinterpret_cast<__m128i*>(to + 16), codes(up));
     }
 
-    void mix(const Attention& a, const uint8_t* p, int64_t stride, const int32_t* tiles, const float* scale,
+    void mix(const Attention& a, const uint8_t* p, int64_t stride, const int32_t* tiles, const Shares& shares,
              int64_t count, const float* keep, float* y) const {
-        in_pieces<Mix8>(a.vectors(), p, stride, v_, tiles, scale, count, a.vectors(), keep, y);
+        in_pieces<Mix8>(a.vectors(), p, stride, v_, levels_, tiles, shares, count, a.vectors(), keep, y);
     }
-
-    __m512 scale(int64_t at) { return _mm512_load_ps(scales_.get(0) + at); }
 };
 
 }  // namespace ditquant
