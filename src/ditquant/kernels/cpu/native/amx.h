@@ -71,6 +71,49 @@ inline void multiply_bfloat16() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(A), "i"(B));
 }
 
+constexpr int64_t PAIR = 2 * TILE_SIDE;
+
+// Sums of PAIR rows and one or two vectors of 16 columns in registers 0 .. 3, from 4 and 5 (rows) and 6 and 7 (columns).
+// Strides are those of rows, in bytes.
+template <int VECTORS>
+struct Sums {
+    static void clear() {
+        clear_tile<0>(), clear_tile<2>();
+        if (VECTORS > 1) clear_tile<1>(), clear_tile<3>();
+    }
+    static void load(const void* from, int64_t stride) {
+        const char* low = static_cast<const char*>(from);
+        load_tile<0>(low, stride), load_tile<2>(low + TILE_SIDE * stride, stride);
+        if (VECTORS > 1) load_tile<1>(low + TILE_BYTES, stride), load_tile<3>(low + TILE_BYTES + TILE_SIDE * stride, stride);
+    }
+    static void store(void* to, int64_t stride) {
+        char* low = static_cast<char*>(to);
+        store_tile<0>(low, stride), store_tile<2>(low + TILE_SIDE * stride, stride);
+        if (VECTORS > 1) store_tile<1>(low + TILE_BYTES, stride), store_tile<3>(low + TILE_BYTES + TILE_SIDE * stride, stride);
+    }
+    // Add 64 bytes of every row times 16 rows of columns.
+    template <bool FLOATS>
+    static void add(const void* rows, int64_t rows_stride, const void* columns, int64_t columns_stride) {
+        const char *x = static_cast<const char*>(rows), *w = static_cast<const char*>(columns);
+        load_tile<6>(w, columns_stride);
+        load_tile<4>(x, rows_stride);
+        product<FLOATS, 0, 4, 6>();
+        load_tile<5>(x + TILE_SIDE * rows_stride, rows_stride);
+        product<FLOATS, 2, 5, 6>();
+        if (VECTORS > 1) {
+            load_tile<7>(w + TILE_BYTES, columns_stride);
+            product<FLOATS, 1, 4, 7>();
+            product<FLOATS, 3, 5, 7>();
+        }
+    }
+
+  private:
+    template <bool FLOATS, int SUM, int A, int B>
+    static void product() {
+        FLOATS ? multiply_bfloat16<SUM, A, B>() : multiply_bytes<SUM, A, B>();
+    }
+};
+
 }  // namespace ditquant
 
 #endif

@@ -10,49 +10,6 @@
 
 namespace ditquant {
 
-constexpr int64_t PAIR = 2 * TILE_SIDE;
-
-// Sums of PAIR rows and up to two vectors of 16 columns in registers 0 .. 3, from 4 and 5 (rows) and 6 and 7 (columns).
-// `stride` is that of rows of sums, in bytes.
-template <int VECTORS>
-struct Sums {
-    static void clear() {
-        clear_tile<0>(), clear_tile<2>();
-        if (VECTORS > 1) clear_tile<1>(), clear_tile<3>();
-    }
-    static void load(const void* from, int64_t stride) {
-        const char* low = static_cast<const char*>(from);
-        load_tile<0>(low, stride), load_tile<2>(low + TILE_SIDE * stride, stride);
-        if (VECTORS > 1) load_tile<1>(low + TILE_BYTES, stride), load_tile<3>(low + TILE_BYTES + TILE_SIDE * stride, stride);
-    }
-    static void store(void* to, int64_t stride) {
-        char* low = static_cast<char*>(to);
-        store_tile<0>(low, stride), store_tile<2>(low + TILE_SIDE * stride, stride);
-        if (VECTORS > 1) store_tile<1>(low + TILE_BYTES, stride), store_tile<3>(low + TILE_BYTES + TILE_SIDE * stride, stride);
-    }
-    // Add 64 bytes of every row times 16 rows of columns.
-    template <bool FLOATS>
-    static void add(const void* rows, int64_t rows_stride, const void* columns, int64_t columns_stride) {
-        const char *x = static_cast<const char*>(rows), *w = static_cast<const char*>(columns);
-        load_tile<6>(w, columns_stride);
-        load_tile<4>(x, rows_stride);
-        product<FLOATS, 0, 4, 6>();
-        load_tile<5>(x + TILE_SIDE * rows_stride, rows_stride);
-        product<FLOATS, 2, 5, 6>();
-        if (VECTORS > 1) {
-            load_tile<7>(w + TILE_BYTES, columns_stride);
-            product<FLOATS, 1, 4, 7>();
-            product<FLOATS, 3, 5, 7>();
-        }
-    }
-
-  private:
-    template <bool FLOATS, int SUM, int A, int B>
-    static void product() {
-        FLOATS ? multiply_bfloat16<SUM, A, B>() : multiply_bytes<SUM, A, B>();
-    }
-};
-
 struct AmxScores16 : Scores16 {
     using Registers = TileRegisters;
     static constexpr int64_t STEP = PAIR, CHANNELS = TILE_BYTES / 2;
@@ -78,8 +35,7 @@ struct AmxScores8 : Scores8 {
         const int8_t* k = k_ + tile * padded_ * TILE;
         const int32_t* sums = sums_.get(0) + tile * TILE;
         for (int64_t key = 0; key < TILE; key += PAIR) {
-            load_tile<0>(sums + key, 0), load_tile<1>(sums + key + TILE_SIDE, 0);
-            load_tile<2>(sums + key, 0), load_tile<3>(sums + key + TILE_SIDE, 0);
+            Sums<2>::load(sums + key, 0);  // the same for every query
             for (int64_t at = 0; at < padded_; at += TILE_BYTES) {
                 Sums<2>::add<false>(q + at, padded_, k + at * TILE + key * 4, 4 * TILE);
             }

@@ -17,11 +17,12 @@ inline void add_part_amx(const GroupProduct& p, const GroupTile& tile, int64_t f
     const int32_t* row_sums = tile.sums + u * TILE_ROWS + first;
     const float* row_scale = tile.scale + u * part / p.weight.group * TILE_ROWS + first;
     for (int64_t i = 0; i < ROWS; i++) offset[i] = -128 * row_sums[i];
-    load_tile<0>(offset, 0), load_tile<1>(offset + TILE_SIDE, 0), load_tile<2>(offset, 0), load_tile<3>(offset + TILE_SIDE, 0);
+    Sums<2>::load(offset, 0);  // the same for every token
     for (int64_t k = u * part; k < (u + 1) * part; k += TILE_BYTES) {
-        add_pairs(p.values + token * channels + k, channels, tile.values + k * TILE_ROWS + first * 4);
+        const int8_t* weights = tile.values + k * TILE_ROWS + first * 4;
+        Sums<2>::add<false>(p.values + token * channels + k, channels, weights, 4 * TILE_ROWS);
     }
-    store_pairs(found);
+    Sums<2>::store(found, ROWS * sizeof(int32_t));
     for (int64_t lane = 0; lane < ROWS; lane += TILE_SIDE) {
         const __m512 scale = _mm512_load_ps(row_scale + lane);
         const __m512i row_sum = _mm512_load_si512(row_sums + lane);
