@@ -1,9 +1,11 @@
-"""Tile masks by the rules of other methods, at a given density, made on line from q and k: for `paro.py` alone.
+"""Attention by the rules of other methods, made on line from q, k and v: for `paro.py` alone.
 
 SparseVideoGen (arXiv 2502.01776): every head is spatial or temporal, a band in the order FHW or HWF, whichever is
 nearer to dense attention on 64 sampled queries. SpargeAttn (arXiv 2502.18137): tiles of Q and K are averaged, and those
 with the largest softmax of the averages are kept; tiles whose keys are unlike each other are kept too.
-Tiles with text are always kept. Neither has dense steps here.
+Both are given a density. Tiles with text are always kept. Neither has dense steps here.
+SageAttention (arXiv 2410.02367): Q in INT8 with a scale for 128 tokens, K less its mean with one for 64, P and V as
+they are.
 """
 
 from dataclasses import dataclass
@@ -88,3 +90,18 @@ def averages(x: Tensor) -> Tensor:
 def likeness(k: Tensor) -> Tensor:
     """Mean cosine between the keys of every tile, [H, T]."""
     return averages(F.normalize(k, dim=-1)).square().sum(-1)
+
+
+class SageAttention:
+    """Attention of one layer."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend to every token."""
+        return F.scaled_dot_product_attention(by_block(q, 128), by_block(k - k.mean(-2, keepdim=True), 64), v)
+
+
+def by_block(x: Tensor, tokens: int) -> Tensor:
+    """Round to 8 bits with one scale for so many tokens."""
+    blocks = F.pad(x, (0, 0, 0, -x.shape[-2] % tokens)).unflatten(-2, (-1, tokens))
+    scale = blocks.abs().amax((-1, -2), keepdim=True).clamp(min=1e-30) / 127
+    return (torch.round(blocks / scale) * scale).flatten(-3, -2)[..., : x.shape[-2], :]

@@ -77,7 +77,7 @@ def block_diagonal(grid: TokenGrid, order: int, size: int = 32, seed: int = 0, s
 
 def naive_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int, pv_bits: int) -> torch.Tensor:
     """One head [S, D] tile by tile in INT32, with the whole map in memory."""
-    p, v, place, edges = _quantized_map(q, k, v, grid, order, mask, qk_bits)
+    p, v, place, edges = _quantized_map(q, k, v, grid, order, mask, qk_bits, each=1)
     out = torch.zeros_like(v)
     for c, d in edges:
         low, high = v[c:d].amin(0), v[c:d].amax(0)
@@ -93,8 +93,8 @@ def naive_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int, pv
 
 
 def coarsely_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int, pv_bits: int) -> torch.Tensor:
-    """The same with the paper's scales: one a tile of P, one a channel of V, and no middles."""
-    p, v, place, edges = _quantized_map(q, k, v, grid, order, mask, qk_bits)
+    """The same with coarser scales: one a tile of Q, K and P, one a channel of V, and no middles."""
+    p, v, place, edges = _quantized_map(q, k, v, grid, order, mask, qk_bits, each=TILE)
     channel = v.abs().amax(0) / (2 ** (pv_bits - 1) - 1)
     w, out = torch.round(v / channel).to(torch.int32), torch.zeros_like(v)
     for a, b in edges:
@@ -106,7 +106,7 @@ def coarsely_quantized(q, k, v, grid: TokenGrid, order: int, mask, qk_bits: int,
     return out[place]
 
 
-def _quantized_map(q, k, v, grid: TokenGrid, order: int, mask, bits: int):
+def _quantized_map(q, k, v, grid: TokenGrid, order: int, mask, bits: int, each: int):
     place = positions(grid, order)
     back = place.argsort()
     q, k, v = q[back], k[back], v[back]
@@ -116,11 +116,12 @@ def _quantized_map(q, k, v, grid: TokenGrid, order: int, mask, bits: int):
     for i, (a, b) in enumerate(edges):
         for j, (c, d) in enumerate(edges):
             if mask[i, j] or grid.text_tiles()[i, j]:
-                (x, sx), (y, sy) = codes(q[a:b], bits), codes(k[c:d], bits)
-                scores[a:b, c:d] = (x @ y.T).to(q.dtype) * sx * sy * q.shape[-1] ** -0.5
+                (x, sx), (y, sy) = codes(q[a:b], bits, each), codes(k[c:d], bits, each)
+                scores[a:b, c:d] = (x @ y.T).to(q.dtype) * sx * sy.T * q.shape[-1] ** -0.5
     return scores.softmax(-1), v, place, edges
 
 
-def codes(x: torch.Tensor, bits: int):
-    scale = x.abs().max() / (2 ** (bits - 1) - 1)
+def codes(x: torch.Tensor, bits: int, each: int = TILE):
+    """Return codes and their scales, one for `each` tokens."""
+    scale = torch.cat([part.abs().max().expand(len(part), 1) for part in x.split(each)]) / (2 ** (bits - 1) - 1)
     return torch.round(x / scale).to(torch.int32), scale

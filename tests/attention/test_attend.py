@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ditquant.attention import TokenGrid, attend
-from ditquant.attention.rounding import by_tile, compute_dtype
+from ditquant.attention.rounding import by_token, compute_dtype
 from ditquant.attention.stripes import attend_reference, attend_skipping, choose_kernel
 from tests.attention.maps import GRIDS, coarsely_quantized, codes, full_map, naive_quantized, noise, some_mask, some_qkv
 
@@ -140,7 +140,7 @@ def test_sums_of_codes_are_those_of_int32(size):
     x, y = noise(1, 1, 64, size, dtype=torch.float32).sign(), noise(1, 1, 64, size, seed=1, dtype=torch.float32).sign()
     y[..., 0, :] = x[..., 0, :]  # the largest sum there is; at size 1201 it is odd and beyond 2^24
     wide = compute_dtype(x, 8)
-    a, b = by_tile(x.to(wide), 8), by_tile(y.to(wide), 8)
+    a, b = by_token(x.to(wide), 8), by_token(y.to(wide), 8)
     product = (a.values @ b.values.mT)[0, 0]
     integers = codes(x[0, 0], 8)[0] @ codes(y[0, 0], 8)[0].T
     assert torch.equal(product.to(torch.int32), integers) and torch.equal(product, product.round())

@@ -1,8 +1,9 @@
-"""Integers of quantized attention, held as floats: Q and K by tile, V by tile and channel, P by row of a tile.
+"""Integers of quantized attention, held as floats: Q and K by token, V by tile and channel, P by row of a tile.
 
-Differs from the paper: Q and K are smoothed and quantized too (SageAttention's Smooth-K), as its INT8 kernel needs.
-P has a scale for each row of a tile. V is quantized less the middle of its range, so that its codes and those of P
-round what differs within a tile; what a tile's values share is multiplied by the unrounded sum of P.
+Differs from the paper: Q and K are smoothed and quantized too (SageAttention's Smooth-K), as its INT8 kernel needs. A
+tile of P has a scale for each of its rows, not one for all of them. V is quantized less the middle of its range, so
+that its codes and those of P round what differs within a tile; what a tile's values share is multiplied by the
+unrounded sum of P.
 """
 
 from dataclasses import dataclass
@@ -58,15 +59,13 @@ def prepare(
         q, k = Scaled(q, one), Scaled(k, one)
     else:
         # a constant per row of scores is lost in the softmax, over whichever tiles
-        q, k = by_tile(q, qk_bits), by_tile(k - k.mean(-2, keepdim=True), qk_bits)
+        q, k = by_token(q, qk_bits), by_token(k - k.mean(-2, keepdim=True), qk_bits)
     return Scaled(q.values, q.scale * q.values.shape[-1] ** -0.5), k, by_tile_and_channel(v, pv_bits)
 
 
-def by_tile(x: Float[Tensor, "*H S D"], bits: int) -> Scaled:
-    """Symmetric codes, one scale for 64 tokens."""
-    largest = _tiles(x.abs(), -2).amax((-1, -2))
-    scale = (largest / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST)
-    scale = scale.repeat_interleave(TILE, -1)[..., : x.shape[-2], None]
+def by_token(x: Float[Tensor, "*H S D"], bits: int) -> Scaled:
+    """Symmetric codes, one scale for a token."""
+    scale = (x.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=SMALLEST)
     return Scaled(torch.round(x / scale), scale)
 
 

@@ -42,7 +42,7 @@ def attention_tiles(
 
     `order` int32 [H, S] says which token stands where. `tiles` int32 holds the kept tiles of keys, rising, of each
     tile of queries of each head, from `starts` int64 [H * T + 1] on; None keeps all. A product of 16 bits is one of
-    bfloat16, below it is one of integers: Q and K less its mean with a scale a tile, P with one for each
+    bfloat16, below it is one of integers: Q and K less its mean with a scale a token, P with one for each
     row of a tile, V less the middle of its range with one for each tile and channel.
     """
     return _call(q, k, v, None, order, tiles, starts, scale_of(q, None), qk_bits, pv_bits)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditquant.kernels.triton.attention_codes import TILE, codes_by_tile, codes_by_tile_and_channel
+from ditquant.kernels.triton.attention_codes import TILE, codes_by_tile_and_channel, codes_by_token
 from ditquant.kernels.triton.launch import LANGUAGE, Config, bucket, choose, launch, multiplied, power_of_two
 from ditquant.kernels.triton.scales import nearest
 
@@ -30,7 +30,7 @@ def _attend(
     base = head.to(tl.int64)
     if QK:
         query = tl.load(q + (base * padded + row)[:, None] * WIDTH + d[None, :])
-        row_factor = tl.load(q_scale + head * tiles + tile)
+        row_factor = tl.load(q_scale + base * padded + row)
     else:
         of_row = (row < tokens)[:, None] & (d < channels)[None, :]
         query = tl.load(q + (base * tokens + row)[:, None] * channels + d[None, :], mask=of_row, other=0.0).to(MATMUL)
@@ -49,7 +49,7 @@ def _attend(
         if QK:
             key = tl.load(k + (base * padded + near)[None, :] * WIDTH + d[:, None])
             scores = tl.dot(query, key, out_dtype=tl.int32).to(tl.float32)
-            scores *= row_factor * tl.load(k_scale + head * tiles + column)
+            scores *= row_factor[:, None] * tl.load(k_scale + base * padded + near)[None, :]
         else:
             valid = (near < tokens)[None, :] & (d < channels)[:, None]
             key = tl.load(k + (base * tokens + near)[None, :] * channels + d[:, None], mask=valid, other=0.0)
@@ -103,8 +103,8 @@ def attend(
     scales: dict[str, Tensor | None] = dict.fromkeys(("q_scale", "k_scale", "v_levels", "v_sums"))
     if qk_bits is not None:
         mean = k.mean(-2, keepdim=True, dtype=torch.float32)
-        q, scales["q_scale"] = codes_by_tile(q, index, None, qk_bits, width, factor)
-        k, scales["k_scale"] = codes_by_tile(k, index, mean, qk_bits, width, 1.0)
+        q, scales["q_scale"] = codes_by_token(q, index, None, qk_bits, width, factor)
+        k, scales["k_scale"] = codes_by_token(k, index, mean, qk_bits, width, 1.0)
     else:
         q, k = (_ordered(x, index) for x in (q, k))
     if pv_bits is not None:

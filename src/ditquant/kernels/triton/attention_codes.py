@@ -1,4 +1,4 @@
-"""Queries, keys and values in the order of their head, as codes: Q and K by tile, V by tile and channel."""
+"""Queries, keys and values in the order of their head, as codes: Q and K by token, V by tile and channel."""
 
 import torch
 import triton
@@ -27,14 +27,16 @@ def _rows(x, index, mean, tokens, channels, heads, head, tile,
 
 
 @triton.jit
-def _by_tile(x, index, mean, codes, scale, tokens, channels, heads, tiles, factor,
-             TILE: tl.constexpr, WIDTH: tl.constexpr, MEAN: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
+def _by_token(x, index, mean, codes, scale, tokens, channels, heads, tiles, factor,
+              TILE: tl.constexpr, WIDTH: tl.constexpr, MEAN: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
     tile, head = tl.program_id(0), tl.program_id(1)
     value = _rows(x, index, mean, tokens, channels, heads, head, tile, TILE, WIDTH, MEAN)
-    s = tl.maximum(tl.max(tl.max(tl.abs(value), 1), 0) / (STEPS - 1), 1.1754943508222875e-38)
+    s = tl.maximum(tl.max(tl.abs(value), 1) / (STEPS - 1), 1.1754943508222875e-38)
     row = (head.to(tl.int64) * tiles + tile) * TILE + tl.arange(0, TILE)
-    tl.store(codes + row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], nearest(value * (1.0 / s)).to(tl.int8))
-    tl.store(scale + head * tiles + tile, s * factor)
+    tl.store(
+        codes + row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], nearest(value * (1.0 / s)[:, None]).to(tl.int8)
+    )
+    tl.store(scale + row, s * factor)
 
 
 @triton.jit
@@ -56,21 +58,21 @@ def _by_tile_and_channel(x, index, levels, codes, sums, tokens, channels, heads,
     tl.store(levels + place * 2 + 1, middle)
 
 
-def codes_by_tile(
+def codes_by_token(
     x: Tensor,  # [B, H, S, D] contiguous
     index: Tensor,  # int32 [H, S]
     mean: Tensor | None,  # float32 [B, H, 1, D]
     bits: int,
     width: int,
     factor: float,
-) -> tuple[Tensor, Tensor]:  # int8 [B H, T 64, width], float32 [B H, T]
+) -> tuple[Tensor, Tensor]:  # int8 [B H, T 64, width], float32 [B H, T 64]
     """Return x - mean in codes of `bits` bits and its scales times `factor`."""
     batch, heads, tokens, channels = x.shape
     tiles = -(-tokens // TILE)
     codes = torch.empty(batch * heads, tiles * TILE, width, dtype=torch.int8, device=x.device)
-    scale = torch.empty(batch * heads, tiles, dtype=torch.float32, device=x.device)
+    scale = torch.empty(batch * heads, tiles * TILE, dtype=torch.float32, device=x.device)
     launch(
-        _by_tile,
+        _by_token,
         (tiles, batch * heads),
         **{"x": x, "index": index, "mean": mean, "codes": codes, "scale": scale, "tokens": tokens},
         **{"channels": channels, "heads": heads, "tiles": tiles, "factor": factor},

@@ -21,37 +21,38 @@ class Head {
     Scratch<float> scores_, sums_, tops_, units_, parts_;  // the last three: [row][SHARES]
     Scratch<Probability> p_;
     float high_[QUERIES], sum_[QUERIES], keep_[QUERIES];  // largest exponent and sum seen; factor of earlier sums
-    float slope_[Mix::GROUP];  // of each tile in work
 
     // Exponents of two of 16 scores; nothing beyond the last key.
     template <bool BIAS>
-    __m512 exponents(const Attention& a, const float* scores, const float* bias, int32_t tile, int64_t t, int64_t at) const {
+    __m512 exponents(const Attention& a, const float* scores, __m512 slope, const float* bias, int32_t tile, int64_t t,
+                     int64_t at) const {
         const __mmask16 there = lanes(a.keys - tile * TILE - at);
-        __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + t * TILE + at), _mm512_set1_ps(slope_[t]));
+        __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + t * TILE + at), slope);
         if (BIAS) x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, bias + tile * TILE + at), _mm512_set1_ps(LOG2_E), x);
         return _mm512_mask_mov_ps(_mm512_set1_ps(NOTHING), there, x);
     }
 
-    // Whether the exponents of a tile are its scores times its slope, and rise with them.
+    // Whether the exponents of a tile are its scores times a query's slope.
     template <bool BIAS>
-    bool plain(const Attention& a, int32_t tile, int64_t t) const {
-        return !BIAS && (tile + 1) * TILE <= a.keys && slope_[t] >= 0;
+    bool plain(const Attention& a, int32_t tile) const {
+        return !BIAS && (tile + 1) * TILE <= a.keys;
     }
 
     // Find the largest exponent that a query has seen. With scales also those of its tiles, less that, and their powers.
     template <bool BIAS>
     void look(const Attention& a, const float* scores, const float* bias, const int32_t* tiles, int64_t count, int64_t i,
               float* tops, float* units) {
+        const __m512 slope = _mm512_set1_ps(scores_of_.slope(i));
         __m512 high = _mm512_set1_ps(NOTHING);
         for (int64_t t = 0; t < count; t++) {
             if (Mix::SCALED) high = _mm512_set1_ps(NOTHING);
-            if (plain<BIAS>(a, tiles[t], t)) {
+            if (plain<BIAS>(a, tiles[t])) {
                 __m512 score = _mm512_load_ps(scores + t * TILE);
                 for (int64_t at = 16; at < TILE; at += 16) score = _mm512_max_ps(score, _mm512_load_ps(scores + t * TILE + at));
-                high = _mm512_max_ps(high, _mm512_mul_ps(score, _mm512_set1_ps(slope_[t])));
+                high = _mm512_max_ps(high, _mm512_mul_ps(score, slope));
             } else {
                 for (int64_t at = 0; at < TILE; at += 16) {
-                    high = _mm512_max_ps(high, exponents<BIAS>(a, scores, bias, tiles[t], t, at));
+                    high = _mm512_max_ps(high, exponents<BIAS>(a, scores, slope, bias, tiles[t], t, at));
                 }
             }
             if (Mix::SCALED) tops[t] = _mm512_reduce_max_ps(high);
@@ -79,7 +80,7 @@ class Head {
     void exponentiate(const Attention& a, const float* scores, const float* bias, const int32_t* tiles, int64_t count,
                       int64_t i, const float* tops, float* units, float* parts, Probability* p) {
         const float most = static_cast<float>((1 << a.pv_bits) - 1), inverse = 1 / most;
-        const __m512 full = _mm512_set1_ps(most);
+        const __m512 full = _mm512_set1_ps(most), slope = _mm512_set1_ps(scores_of_.slope(i));
         float sum = 0;
         __m512 all = _mm512_setzero_ps();
         for (int64_t t = 0; t < count; t++) {
@@ -90,15 +91,14 @@ class Head {
                 if (Mix::SCALED) low = _mm512_mul_ps(low, full), up = _mm512_mul_ps(up, full);
                 Mix::put(p + t * TILE + at, low, up);
             };
-            if (plain<BIAS>(a, tiles[t], t)) {
-                const __m512 slope = _mm512_set1_ps(slope_[t]);
+            if (plain<BIAS>(a, tiles[t])) {
                 const auto exponent = [&](int64_t at) {
                     return _mm512_fmsub_ps(_mm512_load_ps(scores + t * TILE + at), slope, offset);
                 };
                 DITQUANT_UNROLL for (int64_t at = 0; at < TILE; at += 32) put(at, exponent(at), exponent(at + 16));
             } else {
                 const auto exponent = [&](int64_t at) {
-                    return _mm512_sub_ps(exponents<BIAS>(a, scores, bias, tiles[t], t, at), offset);
+                    return _mm512_sub_ps(exponents<BIAS>(a, scores, slope, bias, tiles[t], t, at), offset);
                 };
                 for (int64_t at = 0; at < TILE; at += 32) put(at, exponent(at), exponent(at + 16));
             }
@@ -151,7 +151,6 @@ class Head {
         std::fill_n(sum_, rows, 0.0f);
         for (int64_t t = 0; t < count; t += Mix::GROUP) {
             const int64_t some = std::min(Mix::GROUP, count - t);
-            for (int64_t j = 0; j < some; j++) slope_[j] = scores_of_.slope(tiles[t + j]);
             for (int64_t i = 0; i < rows; i += Mix::STRIP) {
                 const int64_t size = std::min(Mix::STRIP, rows - i);
                 bias ? strip<true>(a, bias, tiles + t, some, i, size) : strip<false>(a, bias, tiles + t, some, i, size);

@@ -34,6 +34,7 @@ struct AmxScores8 : Scores8 {
         const uint8_t* q = q_ + row * padded_;
         const int8_t* k = k_ + tile * padded_ * TILE;
         const int32_t* sums = sums_.get(0) + tile * TILE;
+        const float* scales = scales_.get(0) + tile * TILE;
         for (int64_t key = 0; key < TILE; key += PAIR) {
             Sums<2>::load(sums + key, 0);  // the same for every query
             for (int64_t at = 0; at < padded_; at += TILE_BYTES) {
@@ -44,7 +45,8 @@ struct AmxScores8 : Scores8 {
         for (int64_t i = 0; i < STEP; i++) {
             for (int64_t at = 0; at < TILE; at += 16) {
                 float* place = to + i * stride + at;
-                _mm512_store_ps(place, _mm512_cvtepi32_ps(_mm512_load_si512(place)));
+                const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(place));
+                _mm512_store_ps(place, _mm512_mul_ps(sum, _mm512_load_ps(scales + at)));
             }
         }
     }

@@ -67,7 +67,7 @@ class Scores16 {
         q_ = to;
     }
 
-    // What scores are to be multiplied by, to be exponents of two.
+    // What scores of a query are to be multiplied by, to be exponents of two; it is not negative.
     float slope(int64_t) const { return slope_; }
 
     // STEP queries from `row` on; `to` has `stride` floats a query.

@@ -1,4 +1,4 @@
-// Both products of attention in integers, by vpdpbusd: Q and K with a scale a tile, P unsigned with a scale for each row
+// Both products of attention in integers, by vpdpbusd: Q and K with a scale a token, P unsigned with a scale for each row
 // of a tile, V less the middle of its range with a scale for each tile and channel.
 #pragma once
 
@@ -19,24 +19,19 @@ inline __m512i dot8(__m512i sum, const void* four, __m512i b) {
     return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(bits), b);
 }
 
-// Symmetric codes of the tokens first .. end less `mean`, `stride` bytes a token; returns their one scale.
-inline float quantize_rows(const Attention& a, const Tokens& x, int64_t first, int64_t end, const float* mean, int bits,
-                           int8_t* to, int64_t stride) {
-    const auto part = [&](int64_t i, int64_t at) {
+// Symmetric codes of a token less `mean`; returns their scale.
+inline float quantize_token(const Attention& a, const void* x, const float* mean, int bits, int8_t* to) {
+    const auto part = [&](int64_t at) {
         const __mmask16 there = lanes(a.width - at);
-        const __m512 value = load(x(i), at, there, a.dtype);
+        const __m512 value = load(x, at, there, a.dtype);
         return mean ? _mm512_sub_ps(value, _mm512_load_ps(mean + at)) : value;
     };
     __m512 high = _mm512_setzero_ps();
-    for (int64_t i = first; i < end; i++) {
-        for (int64_t at = 0; at < a.width; at += 16) high = _mm512_max_ps(high, _mm512_abs_ps(part(i, at)));
-    }
+    for (int64_t at = 0; at < a.width; at += 16) high = _mm512_max_ps(high, _mm512_abs_ps(part(at)));
     const float scale = std::max(_mm512_reduce_max_ps(high) / levels(bits), SMALLEST);
-    for (int64_t i = first; i < end; i++) {
-        for (int64_t at = 0; at < a.width; at += 16) {
-            const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(part(i, at), _mm512_set1_ps(scale)));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (i - first) * stride + at), _mm512_cvtsepi32_epi8(code));
-        }
+    for (int64_t at = 0; at < a.width; at += 16) {
+        const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(part(at), _mm512_set1_ps(scale)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at), _mm512_cvtsepi32_epi8(code));
     }
     return scale;
 }
@@ -45,11 +40,12 @@ inline float quantize_rows(const Attention& a, const Tokens& x, int64_t first, i
 class Scores8 {
     Scratch<int8_t> keys_, codes_;
     Scratch<uint8_t> rows_;
-    Scratch<float> mean_, scales_;
-    float q_scale_ = 0, slope_ = 0;
+    Scratch<float> mean_, slopes_;
+    float slope_ = 0;
 
   protected:
     Scratch<int32_t> sums_;  // of the keys, times -128
+    Scratch<float> scales_;  // of the keys
     const int8_t* k_ = nullptr;
     const uint8_t* q_ = nullptr;
     int64_t groups_ = 0, padded_ = 0;
@@ -83,12 +79,13 @@ class Scores8 {
         const float* center = mean(a, k);
         int8_t *to = keys_.get(a.key_tiles() * TILE * groups_ * 4), *codes = codes_.get(TILE * padded_);
         int32_t* sums = sums_.get(a.key_tiles() * TILE);
-        float* scales = scales_.get(a.key_tiles());
+        float* scales = scales_.get(a.key_tiles() * TILE);
         for (int64_t tile = 0; tile < a.key_tiles(); tile++) {
             const int64_t first = tile * TILE, end = std::min(first + TILE, a.keys);
             std::fill_n(codes, TILE * padded_, int8_t{0});
-            scales[tile] = quantize_rows(a, k, first, end, center, a.qk_bits, codes, padded_);
             for (int64_t i = 0; i < TILE; i++) {  // queries are unsigned, 128 too large
+                const bool there = first + i < end;
+                scales[first + i] = there ? quantize_token(a, k(first + i), center, a.qk_bits, codes + i * padded_) : 0;
                 int32_t sum = 0;
                 for (int64_t at = 0; at < a.width; at++) sum += codes[i * padded_ + at];
                 sums[first + i] = -128 * sum;
@@ -100,20 +97,25 @@ class Scores8 {
 
     template <class Self>
     void queries(const Attention& a, const Tokens& q, int64_t first, int64_t end) {
-        const int64_t size = round_up(end - first, Self::STEP) * padded_;
+        const int64_t rows = round_up(end - first, Self::STEP), size = rows * padded_;
         uint8_t* to = rows_.get(size);
         std::fill_n(to, size, uint8_t{0});
-        q_scale_ = quantize_rows(a, q, first, end, nullptr, a.qk_bits, reinterpret_cast<int8_t*>(to), padded_);
+        float* slopes = slopes_.get(rows);
+        for (int64_t i = 0; i < rows; i++) {
+            int8_t* codes = reinterpret_cast<int8_t*>(to) + i * padded_;
+            slopes[i] = first + i < end ? slope_ * quantize_token(a, q(first + i), nullptr, a.qk_bits, codes) : 0;
+        }
         for (int64_t i = 0; i < size; i++) to[i] ^= 128;
         q_ = to;
     }
 
-    float slope(int64_t tile) { return slope_ * q_scale_ * scales_.get(0)[tile]; }
+    float slope(int64_t row) { return slopes_.get(0)[row]; }
 
     void score(int64_t row, int64_t tile, float* to, int64_t stride) {
         const uint8_t* q = q_ + row * padded_;
         const int8_t* k = k_ + tile * groups_ * 256;
         const int32_t* sums = sums_.get(0) + tile * TILE;
+        const float* scales = scales_.get(0) + tile * TILE;
         __m512i sum[ROWS][4];
         DITQUANT_UNROLL for (int i = 0; i < ROWS; i++) {
             DITQUANT_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = _mm512_load_si512(sums + 16 * j);
@@ -127,7 +129,8 @@ class Scores8 {
         }
         DITQUANT_UNROLL for (int i = 0; i < ROWS; i++) {
             DITQUANT_UNROLL for (int j = 0; j < 4; j++) {
-                _mm512_store_ps(to + i * stride + 16 * j, _mm512_cvtepi32_ps(sum[i][j]));
+                const __m512 scale = _mm512_load_ps(scales + 16 * j);
+                _mm512_store_ps(to + i * stride + 16 * j, _mm512_mul_ps(_mm512_cvtepi32_ps(sum[i][j]), scale));
             }
         }
     }
