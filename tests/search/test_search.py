@@ -6,11 +6,15 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 
+from ditquant.engine import match
 from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.nn import QuantLinear
 from ditquant.search import Candidate, Scorer, Searched, deploy, load_found, save_found
 from ditquant.search.model import model_digest, search_model
+from ditquant.search.population import children
+from ditquant.search.space import Space
+from ditquant.search.study import MUTATION, POPULATION
 from tests.search.built import CLASSES, question, tiny_dit_pipeline
 
 LAYERS = sys.modules["ditquant.search.layers"]
@@ -102,7 +106,7 @@ def test_bits_rotations_and_formats_are_deployed_as_they_were_scored(tmp_path, m
 
     monkeypatch.setattr(Searched, "best", property(turned))
     genes = ("groups", "bits", "rotation", "format")
-    found, searched = run(tmp_path, 13, groups=[64], genes=genes, settings={"steps": 1})
+    found, searched = run(tmp_path, 50, groups=[64], genes=genes, settings={"steps": 1})
     for aspect, least in (("bits", 4), ("rotation", 3), ("format", 2)):
         assert len({getattr(gene, aspect) for gene in searched.best.genome.values()}) >= least
     pipeline = tiny_dit_pipeline()
@@ -231,3 +235,30 @@ def test_plans_that_are_refused(tmp_path):
     (tmp_path / "plan.json").write_text(text.replace('"version": 1', '"version": 9', 1))
     with pytest.raises(DitQuantError, match="has version 9"):
         load_found(tmp_path)
+
+
+def test_what_a_search_starts_from_is_in_its_first_population(tmp_path):
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    run(tmp_path, 60)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    generations = [t.system_attrs["NSGAIISampler:generation"] for t in trials if t.state.name == "COMPLETE"]
+    assert generations[:POPULATION] == [0] * POPULATION and set(generations[POPULATION:]) == {1}
+
+
+def test_the_rest_of_the_first_population_are_children_of_what_the_budget_can_pay():
+    from random import Random
+
+    (model,) = transformers_of(tiny_dit_pipeline()).values()
+    space = Space.of(match(model, question().recipe))
+    a, b = ({name: Random(i).choice(space.offers(name)) for name in space.choices} for i in range(2))
+    made = children(space, [a, b], 200)
+    inherited = [child[name] in (a[name], b[name]) for child in made for name in child]
+    assert len(made) == 200 and sum(inherited) / len(inherited) > 1 - MUTATION - 0.02
+    assert not all(inherited)
+    assert all(child[name] in space.offers(name) for child in made for name in child)
+    assert children(space, [a], 5) == []

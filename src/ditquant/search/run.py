@@ -9,8 +9,10 @@ from typing import Any
 from ditquant import distributed
 from ditquant.search.cost import Cost, CostModel
 from ditquant.search.layers import LayerCache
+from ditquant.search.population import children, join
 from ditquant.search.score import Scorer, mean
 from ditquant.search.space import Genome, Space
+from ditquant.search.study import POPULATION
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def search(
 ) -> Searched:
     """Score candidates until the study has `trials` of them; `seen` is told how many there are.
 
-    Uniform ones come first, then `starts`.
+    Uniform ones come first, then `starts`, then children of those that the budget can pay, as many as random ones are
+    drawn to complete the first population.
 
     The study holds everything: killed and called again the search goes on, and other workers may share it. Every rank
     is one of them.
@@ -82,6 +85,7 @@ def search(
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def objective(trial: Any) -> tuple[float, float]:
+        join(study, trial.number)
         genome = space.suggest(trial)
         cost = costs.of(space, genome)
         trial.set_constraint("budget", cost.total - budget.total)
@@ -94,7 +98,9 @@ def search(
         return mean(errors), cost.total
 
     # the first one is the cheapest, which every budget can pay
-    first = (costs.cheapest(space), *reversed(space.uniforms().values()), *starts)
+    first = [costs.cheapest(space), *reversed(space.uniforms().values()), *starts]
+    parents = [genome for genome in starts if costs.of(space, genome).total <= budget.total]
+    first += children(space, parents, (min(POPULATION, trials) - len(first)) // 2)
     for genome in first if distributed.is_main() else ():
         known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
         drawn = space.drawn(genome)
