@@ -87,11 +87,12 @@ def rivals(found: Measured) -> str:
                         bits.upper(),
                         other.removeprefix("qdit, "),
                         found.error(bits, other),
+                        plan.removeprefix("searched ").strip("()"),
                         found.error(bits, plan),
                         change,
                     ]
                 )
-    head = ["", "uniform plan", "its error x 10⁵", "searched plan", "searched against uniform, %"]
+    head = ["", "uniform plan", "its error x 10⁵", "searched plan", "its error x 10⁵", "searched against uniform, %"]
     return "**Searched against uniform plans of no higher cost**\n\n" + table(head, rows)
 
 
