@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 
-from ditquant.calibration.curvature import curvatures
+from ditquant.calibration.curvature import _Mean, curvatures
 from ditquant.calibration.record import empty_recording, record
 from ditquant.calibration.store import TensorStore
 from ditquant.models import family_of, find_linears
@@ -69,3 +70,23 @@ def test_an_output_that_is_not_felt_has_none():
     model, name = tiny("pixart"), "transformer_blocks.1.ff.net.2"
     torch.nn.init.zeros_(model.proj_out.weight)
     assert curvatures(recorded(model), linears(model, name)) == {}
+
+
+def test_it_is_shrunk_as_ledoit_and_wolf_say():
+    """Against scikit-learn, whose variance divides by the count, not by one less."""
+    rows = torch.randn(60, 20, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 20)
+    mean = _Mean(20)
+    for row in rows:
+        mean.add(row[None])
+    share = ledoit_wolf_shrinkage(rows.double().numpy(), assume_centered=True) * 60 / 59
+    plain = rows.T @ rows / 60
+    assert 0.1 < share < 0.9
+    expected = (1 - share) * plain + share * plain.diagonal().mean() * torch.eye(20)
+    torch.testing.assert_close(mean.shrunk(), expected.to(torch.float32), rtol=1e-4, atol=1e-6)
+
+
+def test_parts_that_agree_are_left_alone():
+    rows, mean = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), _Mean(8)
+    for _ in range(4):
+        mean.add(rows)
+    torch.testing.assert_close(mean.shrunk(), rows.T @ rows, rtol=1e-5, atol=1e-5)

@@ -1,8 +1,10 @@
 """How much the model's prediction feels an error in a layer's output: E[g gᵀ] of the gradients by that output.
 
 g = Jᵀ v with J the derivative of the prediction and v random signs, so that E[g gᵀ] = E[Jᵀ J], the Gauss-Newton
-curvature of the prediction's squared error (Hutchinson's estimate). The model runs in full precision on some recorded
-calls; only one block's matrices and one call's graph are held.
+curvature of the prediction's squared error (Hutchinson's estimate). Few signs make an estimate that is noise in most
+directions, so it is shrunk towards a multiple of the identity as far as its parts, one a call and signs, disagree
+(Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices"). The model runs in full
+precision on some recorded calls; only one block's matrices and one call's graph are held.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +27,7 @@ def curvatures(
     recording: Recording, linears: Mapping[str, nn.Linear], seed: int = 0
 ) -> dict[str, Float[Tensor, "N N"]]:
     """Return the curvature of every named layer, on the CPU; layers that the prediction does not feel have none."""
-    model, found = recording.whole.blocks[0][1], {}
+    model, found = recording.whole.blocks[0][1], {name: _Mean(linear.out_features) for name, linear in linears.items()}
     generator = torch.Generator().manual_seed(seed)
     with _outputs(model, linears) as outputs, torch.enable_grad():
         for arguments in recording.whole.calls.values():
@@ -39,10 +41,33 @@ def curvatures(
                 )
                 for (name, _), gradient in zip(outputs, gradients, strict=True):
                     if gradient is not None:
-                        rows = gradient.flatten(0, -2).float()
-                        found[name] = found.get(name, 0) + rows.T @ rows / PROBES
+                        found[name].add(gradient.flatten(0, -2).float())
             outputs.clear()
-    return {name: total.cpu() for name, total in found.items() if total.any() and total.isfinite().all()}
+    totals = {name: mean.shrunk() * len(recording.whole.calls) for name, mean in found.items() if mean.count}
+    return {name: total.cpu() for name, total in totals.items() if total.any() and total.isfinite().all()}
+
+
+class _Mean:
+    """The mean of A = Σ g gᵀ over calls and signs, and how far the single ones are from it."""
+
+    def __init__(self, size: int):
+        self.count, self.square = 0, 0.0
+        self.total: Tensor = torch.zeros(size, size)
+
+    def add(self, rows: Float[Tensor, "R N"]) -> None:
+        part = rows.T @ rows
+        self.count += 1
+        self.square += float(part.double().square().sum())
+        self.total = self.total.to(part) + part
+
+    def shrunk(self) -> Float[Tensor, "N N"]:
+        """Return the mean moved towards the identity of the same trace by its variance over its distance from it."""
+        mean = self.total / self.count
+        level = mean.diagonal().mean()
+        away = mean.double().square().sum() - len(mean) * level.double() ** 2
+        variance = (self.square / self.count - float(mean.double().square().sum())) / max(self.count - 1, 1)
+        share = min(max(variance / float(away), 0.0), 1.0) if away > 0 else 0.0
+        return (1 - share) * mean + share * level * torch.eye(len(mean)).to(mean)
 
 
 @contextmanager
