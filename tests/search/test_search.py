@@ -11,6 +11,7 @@ from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.nn import QuantLinear
 from ditquant.search import Candidate, Scorer, Searched, deploy, load_found, save_found
+from ditquant.search.confirm import COUNT, ROUNDS, SEED_FRESH
 from ditquant.search.model import model_digest, search_model
 from ditquant.search.population import children
 from ditquant.search.space import Space
@@ -54,7 +55,9 @@ def test_best_and_front_are_what_a_search_by_hand_finds(tmp_path):
     assert len(points) == len(set(points)) > 4
     front = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
     assert {(c.error, c.cost.total) for c in searched.front} == front
-    assert searched.best.error == min(e for e, cost in points if cost <= searched.budget.total)
+    affordable = [c for c in searched.candidates if c.cost.total <= searched.budget.total]
+    assert [bool(c.fresh) for c in affordable] == [i < COUNT for i in range(len(affordable))]
+    assert sum(searched.best.fresh) == min(sum(c.fresh) for c in affordable if c.fresh)
     assert searched.budget.total == next(c.cost.total for c in searched.candidates if c.label == "g = 128")
 
 
@@ -148,8 +151,8 @@ def test_two_transformers_are_searched_together(tmp_path):
         assert {f"{name}.{layer}" for layer in plan.layers} >= {n for n in names if n.startswith(f"{name}.")}
 
 
-def scores(pipeline, settings, full=None) -> tuple[float, ...]:
-    scorer = Scorer(full or tiny_dit_pipeline(), CLASSES, 0, settings)
+def scores(pipeline, settings, full=None, seed=0) -> tuple[float, ...]:
+    scorer = Scorer(full or tiny_dit_pipeline(), CLASSES, seed, settings)
     scorer.see_truth()
     scorer.pipeline = pipeline
     return tuple(scorer.errors())
@@ -163,18 +166,48 @@ def test_nothing_is_quantized_or_scored_twice(tmp_path, monkeypatch, scored):
     )
     _, searched = run(tmp_path, 12, groups=[128])  # only four genomes: most are drawn again
     assert len(made) == len(set(made))
-    assert len(scored) - ALONE == len(searched.candidates) <= 4
+    again = ROUNDS * sum(bool(c.fresh) for c in searched.candidates)
+    assert len(scored) - ALONE - again == len(searched.candidates) <= 4
 
 
 def test_a_search_goes_on(tmp_path, scored):
     _, first = run(tmp_path, 5)
     before = len(scored)
     _, second = run(tmp_path, 9)
-    assert before <= 5 + ALONE and len(scored) <= 9 + ALONE
+    again = [{tuple(c.genome.items()) for c in searched.candidates if c.fresh} for searched in (first, second)]
+    assert before <= 5 + ALONE + ROUNDS * len(again[0])
+    done = len(scored)
+    assert done <= 9 + ALONE + ROUNDS * len(again[0] | again[1])
     kept = {(tuple(c.genome.items()), c.errors) for c in second.candidates}
     assert {(tuple(c.genome.items()), c.errors) for c in first.candidates} <= kept
     run(tmp_path, 9)
-    assert len(scored) <= 9 + ALONE, "a finished search scores nothing"
+    assert len(scored) == done, "a finished search scores nothing"
+
+
+def test_the_best_are_painted_again_from_seeds_of_their_own(tmp_path):
+    found, searched = run(tmp_path, 12)
+    pipeline = tiny_dit_pipeline()
+    deploy(pipeline, found, model_digest(pipeline))
+    seeds = [SEED_FRESH + i * len(CLASSES) for i in range(ROUNDS)]
+    fresh = [e for seed in seeds for e in scores(pipeline, {"steps": 2}, seed=seed)]
+    assert searched.best.fresh == tuple(fresh) and len(set(fresh) | set(searched.best.errors)) == 5 * len(CLASSES)
+
+
+def test_a_candidate_that_only_its_samples_flatter_is_not_deployed(tmp_path, monkeypatch):
+    """The one of least error gets the largest errors on fresh seeds."""
+    errors, first = Scorer.errors, []
+
+    def turned(self):
+        found = errors(self)
+        if self.seed < SEED_FRESH:
+            return found
+        first.append(self)
+        return [100.0 * e for e in found] if len(first) <= ROUNDS else found
+
+    monkeypatch.setattr(Scorer, "errors", turned)
+    _, searched = run(tmp_path, 12)
+    affordable = [c for c in searched.candidates if c.cost.total <= searched.budget.total]
+    assert searched.best is not affordable[0] and searched.best in affordable
 
 
 def test_a_search_that_was_stopped_in_a_candidate_goes_on(tmp_path, monkeypatch):

@@ -62,8 +62,9 @@ def search(
 ) -> None:
     """Search the group size of every layer of MODEL, for its weight and activation together.
 
-    Every candidate is scored by the error of its final latents against full precision, from the same seeds. The study
-    is kept in the output folder, or in a database: killed, the same command goes on. Then: ditquant quantize --plan.
+    Every candidate is scored by the error of its final latents against full precision, from the same seeds; the best
+    ones once more, from fresh seeds, and the best of those is the plan. The study is kept in the output folder, or in
+    a database: killed, the same command goes on. Then: ditquant quantize --plan.
     """
     from ditquant import sources
     from ditquant.cli.quantize import check_recipe
@@ -146,15 +147,18 @@ def show_candidates(searched: Searched) -> None:
     """Print the Pareto front and the uniform candidates, cheapest first."""
     from ditquant.cli.show import show
     from ditquant.evaluation import Column, Table
+    from ditquant.search.score import mean
 
     columns = [
         Column("name", "candidate"),
         Column("error", "relative error of final latents", ".5f"),
+        Column("fresh", "on fresh seeds", ".5f"),
         Column("share", "cost of the budget", ".1%"),
         Column("metadata", "scales and zero points kB", ".1f"),
         Column("note", ""),
     ]
-    shown = {id(c): c for c in (*searched.front, *(c for c in searched.candidates if c.label))}.values()
+    chosen = (c for c in searched.candidates if c.label or c.fresh)
+    shown = {id(c): c for c in (*searched.front, *chosen)}.values()
     front = {id(c) for c in searched.front}
     rows = []
     for candidate in sorted(shown, key=lambda c: c.cost.total):
@@ -164,6 +168,7 @@ def show_candidates(searched: Searched) -> None:
             {
                 "name": candidate.label or "mixed sizes",
                 "error": candidate.error,
+                "fresh": mean(candidate.fresh) if candidate.fresh else None,
                 "share": candidate.cost.total / searched.budget.total,
                 "metadata": candidate.cost.metadata_bytes / 1e3,
                 "note": ", ".join(notes),

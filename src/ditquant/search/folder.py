@@ -139,6 +139,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "label": candidate.label,
         "error": candidate.error,
         "errors": list(candidate.errors),
+        "fresh_errors": list(candidate.fresh),
         "cost": asdict(candidate.cost),
         "genome": {name: asdict(gene) for name, gene in candidate.genome.items()},
     }

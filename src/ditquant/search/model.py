@@ -9,6 +9,7 @@ from typing import Any
 from ditquant import distributed
 from ditquant.calibration import collect, describe_models, run_prompts
 from ditquant.recipe import Recipe
+from ditquant.search.confirm import confirm
 from ditquant.search.cost import CostModel, measure_tokens
 from ditquant.search.folder import Calibration, Found, found_of
 from ditquant.search.latency import Latencies
@@ -87,6 +88,7 @@ def search_model(
     totals = [budget.total, *(costs.of(space, genome).total for genome in space.uniforms().values())]
     first = starts(layers, costs, opened.user_attrs["felt"], inputs, totals)
     searched = search(opened, space, layers, scorer, costs, budget, trials, first, seen)
+    searched = confirm(opened, searched, layers, scorer)
     then(searched, layers, scorer)
     return found_of(searched, layers, question.recipe, digest, calibration), searched
 

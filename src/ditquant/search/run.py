@@ -25,12 +25,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A genome with its cost and the error of every sample; `label` where all layers have one group size."""
+    """A genome with its cost and the error of every sample; `label` where all layers have one group size.
+
+    `fresh` are the errors on seeds that nothing was chosen by, of the best candidates alone.
+    """
 
     genome: Genome
     cost: Cost
     errors: tuple[float, ...]
     label: str = ""
+    fresh: tuple[float, ...] = ()
 
     @property
     def error(self) -> float:
@@ -40,15 +44,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Searched:
-    """All candidates that were scored, in order of error; `best` is the one of least error within the budget."""
+    """All candidates that were scored, in order of error."""
 
     budget: Budget
     candidates: list[Candidate] = field(default_factory=list)
 
     @property
     def best(self) -> Candidate:
-        """The candidate to deploy."""
-        return next(c for c in self.candidates if c.cost.total <= self.budget.total)
+        """The candidate to deploy: of least error within the budget, on fresh seeds where some were painted again."""
+        affordable = [c for c in self.candidates if c.cost.total <= self.budget.total]
+        confirmed = [c for c in affordable if c.fresh]
+        return min(confirmed, key=lambda c: mean(c.fresh)) if confirmed else affordable[0]
 
     @property
     def front(self) -> list[Candidate]:
