@@ -16,9 +16,9 @@ INTRO = """# Results
 
 `python benchmarks/accuracy.py` measures all of this on `pixart-shapes`, and writes this page, the figure and
 `benchmarks/results/accuracy.json`. Step SQNR in dB, the mean over held-out captions of all seeds; in brackets half of a
-95 % bootstrap interval over captions. See the benchmark's head for what a seed is, and `methods/lrq_plus.md` for why
-bars are missed. W4A8, W3A8, W4A4 and W3A4, RTN's W8A8 and the caption accuracy are planned with three seeds, everything
-else with one. Methods are compared on the seeds that both were measured with.
+95 % bootstrap interval over captions. See the benchmark's head for what a seed is, and `methods/lrq_plus.md` for what
+limits each width. W4A8, W3A8, W4A4 and W3A4, RTN's W8A8 and the caption accuracy have three seeds, everything else one.
+Methods are compared on the seeds that both were measured with.
 
 Bits a weight are all-in: codes, scales, transforms, low-rank factors and biases. The model is 256 channels wide, so
 that whatever belongs to a channel weighs four to five times what it does in PixArt-XL: a branch of rank 32 costs 3.2

@@ -5,13 +5,15 @@
 
 4 prompts (random embeddings of 120 tokens), 4 steps of DPM-Solver++, both guidance branches in one call: 16 calls of
 512 tokens, all of them recorded. Bars on two cores: 6 minutes, and 4 GiB above the model. With --max-memory the weights
-are saved in float32 and quantized data-free by the command, in a process of its own whose peak is read.
+are saved in float32 and quantized by the command, in a process of its own whose peak is read: data-free, or with
+--prompts as the transformer of `pixart-shapes`, calibrated with so many of its training captions and 4 steps.
 """
 
 import argparse
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,25 +26,26 @@ from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from torch import nn
 
 import ditquant
+from ditquant import sources
+from ditquant.evaluation import shapes
 
 PROMPTS, STEPS, TEXT_TOKENS, GUIDANCE = 4, 4, 120, 4.5
 GIB = 1 << 30
 
 
-def build(layers: int) -> PixArtTransformer2DModel:
-    """Make PixArt-XL/2 for 256 pixels with random weights."""
+def build(layers: int, **changes: Any) -> PixArtTransformer2DModel:
+    """Make PixArt-XL/2 for 256 pixels with random weights; `changes` fit it to a pipeline."""
     torch.manual_seed(0)
+    config = {"out_channels": 8, "caption_channels": 4096, "sample_size": 32} | changes
     return PixArtTransformer2DModel(
         num_layers=layers,
         num_attention_heads=16,
         attention_head_dim=72,
         in_channels=4,
-        out_channels=8,
         cross_attention_dim=1152,
-        caption_channels=4096,
-        sample_size=32,
         patch_size=2,
         use_additional_conditions=False,
+        **config,
     ).eval()
 
 
@@ -84,15 +87,22 @@ finally:
 """
 
 
-def within(limit: str, recipe: str, layers: int) -> dict[str, Any]:
+def within(limit: str, recipe: str, layers: int, prompts: int) -> dict[str, Any]:
     """Quantize the model in files with the command, and return what it took."""
     with tempfile.TemporaryDirectory() as folder:
-        model = build(layers)
+        full, words = Path(folder, "full"), ["--recipe", recipe, "-o", f"{folder}/made", "--max-memory", limit]
+        if prompts:
+            shutil.copytree(sources.find("pixart-shapes").local(), full)
+            shutil.rmtree(full / "transformer")
+            Path(folder, "prompts.txt").write_text("\n".join(shapes.prompts(prompts, seed=100, held_out=False)))
+            words += ["--prompts", f"{folder}/prompts.txt", "--steps", str(STEPS)]
+        place = full / "transformer" if prompts else full
+        model = build(layers, **({"out_channels": 4, "caption_channels": 256} if prompts else {}))
         weights = sum(p.numel() for p in model.parameters())
-        model.save_pretrained(f"{folder}/full", max_shard_size="500MB")
-        stored = sum(file.stat().st_size for file in Path(folder, "full").glob("*.safetensors"))
+        model.save_pretrained(place, max_shard_size="500MB")
+        stored = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         del model
-        words = ["quantize", f"{folder}/full", "--recipe", recipe, "-o", f"{folder}/made", "--max-memory", limit]
+        words = ["quantize", str(full), *words]
         wall = time.perf_counter()
         run = subprocess.run([sys.executable, "-W", "ignore", "-c", COMMAND, *words], capture_output=True, text=True)
         wall = time.perf_counter() - wall
@@ -105,6 +115,7 @@ def within(limit: str, recipe: str, layers: int) -> dict[str, Any]:
         "blocks": layers,
         "weights": weights,
         "limit": limit,
+        "prompts": prompts,
         "files_gib": round(stored / GIB, 2),
         "peak_gib": round(peak / GIB, 2),
         "wall_s": round(wall, 1),
@@ -116,15 +127,18 @@ def main() -> None:
     parser.add_argument("--recipe", default="lrq-w4a8")
     parser.add_argument("--layers", type=int, default=28, help="fewer blocks for a quick look")
     parser.add_argument("--max-memory", help="a limit for the command, such as 1.1GiB")
+    parser.add_argument("--prompts", type=int, default=0, help="with --max-memory: captions to calibrate with")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     name = "calibration_max_memory.json" if options.max_memory else "calibration.json"
     output = options.output or Path(__file__).parent / "results" / name
     output.parent.mkdir(parents=True, exist_ok=True)
     if options.max_memory:
-        found = within(options.max_memory, options.recipe, options.layers)
+        found = within(options.max_memory, options.recipe, options.layers, options.prompts)
         print(found)
-        output.write_text(json.dumps(found | {"threads": torch.get_num_threads()}, indent=1) + "\n")
+        known = json.loads(output.read_text()) if output.exists() else {}
+        known["calibrated" if options.prompts else "data-free"] = found | {"threads": torch.get_num_threads()}
+        output.write_text(json.dumps(known, indent=1) + "\n")
         return
     model = build(options.layers)
     weights = sum(p.numel() for p in model.parameters())
