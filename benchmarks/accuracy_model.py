@@ -1,4 +1,4 @@
-"""The model that `accuracy.py` quantizes again and again: calibration calls, trajectories and injected channels."""
+"""The models that `accuracy.py` quantizes again and again: calibration calls, trajectories and injected channels."""
 
 import copy
 import hashlib
@@ -18,44 +18,52 @@ from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 from ditquant.recipe import Recipe
 from ditquant.sizes import measure
 
-MODEL = "pixart-shapes"
+SHAPES, DIGITS = MODELS = ("pixart-shapes", "dit-digits")
 CALLS_A_PROMPT = 4  # of the 20 steps of a prompt, spread evenly over all
 TEST_PROMPTS, STEPS, PICTURES = 8, 12, 64
+CLASSES = 10  # of digits
 SALIENT_BLOCKS, SALIENT_CHANNELS, SALIENT_FACTOR = (1, 3), 8, 64.0  # a power of two: no bit of a product changes
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def digest() -> str:
-    """Return what tells these weights from others."""
-    files = sorted((Path(sources.find(MODEL).local()) / "transformer").glob("*.safetensors"))
+def digest(model: str) -> str:
+    """Return what tells a model's weights from others."""
+    files = sorted((Path(sources.find(model).local()) / "transformer").glob("*.safetensors"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 @cache
-def pipeline() -> Any:
-    """Load the model once a process."""
-    return sources.load_pipeline(MODEL, torch.float32)
+def pipeline(model: str = SHAPES) -> Any:
+    """Load a model once a process."""
+    return sources.load_pipeline(model, torch.float32)
+
+
+def conditions(model: str, count: int, seed: int, held_out: bool) -> list[Any]:
+    """Return captions, or classes of digits; those held out are none of those that calibrate with the same seed."""
+    if model == SHAPES:
+        return shapes.prompts(count, seed=(200 if held_out else 100) + seed, held_out=held_out)
+    classes = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(seed)).tolist()
+    half = classes[CLASSES // 2 :] if held_out else classes[: CLASSES // 2]
+    return [half[i % len(half)] for i in range(count)]
 
 
 @cache
-def calls(prompts: int, seed: int) -> list[tuple[tuple, dict]]:
-    """Return transformer calls of training captions, spread over prompts and steps by a golden-ratio sequence."""
-    pipe, seen = pipeline(), []
+def calls(prompts: int, seed: int, model: str = SHAPES) -> list[tuple[tuple, dict]]:
+    """Return transformer calls of calibration, spread over prompts and steps by a golden-ratio sequence."""
+    pipe, seen = pipeline(model), []
     handle = pipe.transformer.register_forward_pre_hook(lambda _m, a, k: seen.append((a, k)), with_kwargs=True)
-    run_prompts(pipe, shapes.prompts(prompts, seed=100 + seed, held_out=False), seed)
+    run_prompts(pipe, conditions(model, prompts, seed, held_out=False), seed)
     handle.remove()
     order = sorted(range(len(seen)), key=lambda i: (i * _GOLDEN) % 1)
     return [seen[i] for i in sorted(order[: CALLS_A_PROMPT * prompts])]
 
 
 @cache
-def trajectory(seed: int) -> Trajectory:
-    """Return the full-precision trajectory of held-out captions."""
-    texts = shapes.prompts(TEST_PROMPTS, seed=200 + seed)
-    paint = partial(
-        generate, pipeline(), texts, seeds=1000 * seed, steps=STEPS, batch_size=TEST_PROMPTS, progress=False
-    )
-    return record(pipeline(), TEST_PROMPTS, paint)
+def trajectory(seed: int, model: str) -> Trajectory:
+    """Return the full-precision trajectory of what is held out."""
+    pipe, texts = pipeline(model), conditions(model, TEST_PROMPTS, seed, held_out=True)
+    paint = partial(generate, pipe, texts, seeds=1000 * seed, steps=STEPS, batch_size=TEST_PROMPTS, progress=False)
+    return record(pipe, TEST_PROMPTS, paint)
 
 
 def inject(model: nn.Module) -> list[str]:
@@ -77,9 +85,9 @@ def inject(model: nn.Module) -> list[str]:
     return changed
 
 
-def measured(recipe: Recipe, seed: int, prompts: int, salient: bool) -> dict[str, Any]:
+def measured(recipe: Recipe, seed: int, prompts: int, salient: bool, name: str = SHAPES) -> dict[str, Any]:
     """Quantize a copy with a recipe and measure it on the full-precision trajectory of unchanged weights."""
-    pipe, calibration, truth = pipeline(), calls(prompts, seed), trajectory(seed)
+    pipe, calibration, truth = pipeline(name), calls(prompts, seed, name), trajectory(seed, name)
     full = pipe.transformer
     model = copy.deepcopy(full)
     injected = inject(model) if salient else []

@@ -61,11 +61,12 @@ def test_a_bar_is_met_or_missed_as_the_means_say():
 
 
 def test_values_of_all_seeds_are_one_cell(tmp_path):
+    from accuracy_model import SHAPES
     from accuracy_page import cell, write_page
 
     assert cell([]) == "" and cell([20.0, 20.0]) == "20.00 (0.00)"
     rows = [made("rtn", "w4a8", [20.0, 22.0]), made("rtn", "w4a8", [24.0, 26.0]) | {"seed": 1}]
-    write_page(rows, tmp_path / "results.md")
+    write_page(rows, tmp_path / "results.md", 0, SHAPES)
     text = (tmp_path / "results.md").read_text()
     assert "| W4A8 | **23.00 (" in text and (tmp_path / "images" / "accuracy.png").stat().st_size > 1000
 
@@ -76,14 +77,14 @@ def test_a_finished_row_is_known_by_its_weights_and_recipe(tmp_path):
 
     row = Row("methods", "rtn", "w4a8", Recipe.load("rtn-w4a8"), 0)
     others = [replace(row, seed=1), replace(row, recipe=Recipe.load("rtn-w4a6")), replace(row, salient=True)]
-    assert len({key("a", r) for r in (row, *others)} | {key("b", row)}) == 5
-    assert key("a", row) == key("a", replace(row, recipe=Recipe.load("rtn-w4a8")))
+    assert len({key("m", "a", r) for r in (row, *others)} | {key("m", "b", row), key("n", "a", row)}) == 6
+    assert key("m", "a", row) == key("m", "a", replace(row, recipe=Recipe.load("rtn-w4a8")))
     path = tmp_path / "rows.json"
     assert finished(path, "a") == {}
     path.write_text(json.dumps({"weights": "a", "rows": {"x": {}}}))
     assert finished(path, "a") == {"x": {}} and finished(path, "b") == {}
     every = rows()
-    assert len({key("a", r) for r in every}) == len(every)
+    assert len({key("m", "a", r) for r in every}) == len(every)
 
 
 def test_methods_are_compared_on_the_seeds_that_both_have():
@@ -109,3 +110,13 @@ def test_what_the_bars_need_has_three_seeds_and_the_rest_one():
         once = {0} if f"{method}-w6a6" in known else set()
         assert {s for t, n, b, s in found if (t, n, b) == ("methods", method, "w6a6")} == once
     assert {s for t, n, b, s in found if (t, n, b) == ("methods", "rtn", "w8a8")} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("model", ["pixart-shapes", "dit-digits"])
+def test_no_condition_both_calibrates_and_tests(model):
+    from accuracy_model import MODELS, conditions
+
+    assert model in MODELS
+    for seed in range(3):
+        calibration, tested = (conditions(model, 8, seed, held_out) for held_out in (False, True))
+        assert len(calibration) == len(tested) == 8 and not set(calibration) & set(tested)
