@@ -28,7 +28,7 @@ from typing import Any
 import accuracy_model as model
 import torch
 from accuracy_page import write_page
-from accuracy_rows import BITS, CAPTIONS, FULL, METHODS, SEEDS, Row, rows
+from accuracy_rows import BARS, BITS, CAPTIONS, FULL, METHODS, SEEDS, Row, rows
 
 from ditquant.atomic import atomic_file
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=model.MODELS, default=model.SHAPES)
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--bits", nargs="+", default=BITS)
+    parser.add_argument("--bits", nargs="+", help="by default all; on digits those of the bars")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", choices=("methods", "page"), help="leave the ablations out, or write the page alone")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -92,11 +92,13 @@ def main() -> None:
     output = options.output or HERE / "results" / file_name
     page = options.page or HERE.parent / "docs" / page_name
     weights = model.digest(of)
-    every = {key(of, weights, row) for row in rows() if of == model.SHAPES or row.table == "methods"}
+    planned = [row for row in rows() if of == model.SHAPES or (row.table == "methods" and row.bits in BARS)]
+    every = {key(of, weights, row) for row in planned}
     done = {name: row for name, row in finished(output, weights).items() if name in every}
-    wanted = rows(tuple(options.methods), tuple(options.bits), options.seeds)
-    if options.only or of != model.SHAPES:
-        wanted = [row for row in wanted if row.table == (options.only or "methods")]
+    bits = tuple(options.bits or (BITS if of == model.SHAPES else BARS))
+    wanted = [row for row in rows(tuple(options.methods), bits, options.seeds) if key(of, weights, row) in every]
+    if options.only:
+        wanted = [row for row in wanted if row.table == options.only]
     jobs = [(name, of, row) for row in wanted if (name := key(of, weights, row)) not in done]
     print(f"{len(wanted)} rows, {len(wanted) - len(jobs)} of them measured before", flush=True)
     for name, found in run(jobs, options.workers) if jobs else ():

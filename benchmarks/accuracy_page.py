@@ -49,6 +49,10 @@ class Found:
     def values(self, table: str, name: str, bits: str, figure: str = "step_sqnr_db") -> list[float]:
         return [value for row in self.rows(table, name, bits) for value in row[figure]]
 
+    def bits(self) -> list[str]:
+        """Widths that any method was measured at."""
+        return [bits for bits in BITS if any(self.rows("methods", m, bits) for m in METHODS)]
+
     def db(self, method: str, bits: str) -> float:
         """Mean of a method; NaN if it was not measured."""
         values = self.values("methods", method, bits)
@@ -89,7 +93,7 @@ def section(title: str, head: list[str], lines: list[list[str]]) -> str:
 
 def methods_table(found: Found) -> str:
     lines = []
-    for bits in BITS:
+    for bits in found.bits():
         best = max(METHODS, key=lambda m: (found.db(m, bits) == found.db(m, bits), found.db(m, bits)))
         cells = []
         for method in METHODS:
@@ -101,7 +105,7 @@ def methods_table(found: Found) -> str:
 
 def sizes_table(found: Found) -> str:
     lines = []
-    for bits in BITS:
+    for bits in found.bits():
         shown = [f"{found.size('methods', m, bits):.2f}" if found.rows("methods", m, bits) else "" for m in METHODS]
         lines.append([bits.upper(), *shown])
     return table(["bits a weight", *METHODS], lines)
@@ -202,7 +206,7 @@ def draw(found: Found, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [bits for bits in sorted(BITS) if any(found.rows("methods", m, bits) for m in METHODS)]
+    shown = sorted(found.bits())
     figure, axes = plt.subplots(figsize=(9, 5))
     width = 0.9 / len(METHODS)
     for i, method in enumerate(METHODS):

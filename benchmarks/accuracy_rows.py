@@ -20,7 +20,8 @@ METHODS = (
 )
 OURS = METHODS[-2:]
 HARD = ("w4a8", "w3a8", "w4a4", "w3a4")  # what the bars are about: measured with all seeds
-BITS = (*HARD, "w8a8", "w6a6", "w4a6", "w3a6", "w4a16", "w3a16")  # the others: with one
+BARS = (*HARD, "w8a8")
+BITS = (*BARS, "w6a6", "w4a6", "w3a6", "w4a16", "w3a16")  # the others: with one
 SEEDS = 3
 PROMPTS = 8  # that calibrate; as many others are tested with
 SALIENT_BITS = "w4a4"
