@@ -34,8 +34,8 @@ since its scales belong to rows; lrq-plus-lean, for 8-bit activations, has no br
 digits, 384 channels wide. Step SQNR in dB, the mean over 8 samples a seed of five classes that did not calibrate; in
 brackets half of a 95 % bootstrap interval over samples. Bits a weight are all-in. W8A8 has one seed but for RTN.
 
-A third of the weights modulates norms, a layer in every block. No recipe here compensates their rounding, and at 3
-bits they make nearly all of lrq-plus's error: `methods/lrq_plus.md` has the measurement, and what a bit more brings.
+A third of the weights modulates norms, a layer in every block. At 3 bits these make nearly all of the error where no
+recipe compensates their rounding; lrq-plus gives them a branch of rank 8 (`methods/lrq_plus.md`).
 """,
 }
 

@@ -99,6 +99,9 @@ def test_lrq_plus_chooses_transforms_and_where_it_pays_a_clip(bits):
     assert (rule.quantizer, rule.quantizer_options) == ("gptq", {"joint": True})
     assert rule.weight == WeightSpec(weight_bits, "twin_log") and len(rule.choose.transforms) >= 2
     assert rule.rank == 32
+    modulation = Recipe.load(f"lrq-plus-{bits}").match("modulation", "transformer_blocks.0.norm1.linear")
+    assert (modulation.weight, modulation.quantizer, modulation.rank) == (rule.weight, "gptq", 8)
+    assert modulation.activation is None and modulation.transforms == ()
     if act_bits in (4, 6):
         assert rule.activation == ActSpec(act_bits, "group", 64, symmetric=False)
         assert len(rule.choose.clip) == 7 and max(rule.choose.clip) == 1
