@@ -57,17 +57,23 @@ class _Mean:
     def add(self, rows: Float[Tensor, "R N"]) -> None:
         part = rows.T @ rows
         self.count += 1
-        self.square += float(part.double().square().sum())
+        self.square += _square(part)
         self.total = self.total.to(part) + part
 
     def shrunk(self) -> Float[Tensor, "N N"]:
         """Return the mean moved towards the identity of the same trace by its variance over its distance from it."""
         mean = self.total / self.count
-        level = mean.diagonal().mean()
-        away = mean.double().square().sum() - len(mean) * level.double() ** 2
-        variance = (self.square / self.count - float(mean.double().square().sum())) / max(self.count - 1, 1)
-        share = min(max(variance / float(away), 0.0), 1.0) if away > 0 else 0.0
-        return (1 - share) * mean + share * level * torch.eye(len(mean)).to(mean)
+        level, square = float(mean.diagonal().mean(dtype=torch.float64)), _square(mean)
+        away = square - len(mean) * level**2
+        variance = (self.square / self.count - square) / max(self.count - 1, 1)
+        share = min(max(variance / away, 0.0), 1.0) if away > 0 else 0.0
+        mean.mul_(1 - share).diagonal().add_(share * level)
+        return mean
+
+
+def _square(matrix: Tensor) -> float:
+    """Return the squared Frobenius norm, summed in double precision without a copy."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
 @contextmanager

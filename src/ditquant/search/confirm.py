@@ -27,19 +27,18 @@ def confirm(study: Any, searched: Searched, layers: LayerCache, scorer: Scorer) 
 
     The study keeps them; ranks share the candidates.
     """
-    best = [c for c in searched.candidates if c.cost.total <= searched.budget.total][:COUNT]
-    open_ = distributed.from_main([_key(layers, c) for c in best if _key(layers, c) not in study.user_attrs])
-    missing = distributed.mine([c for c in best if _key(layers, c) in open_])
+    affordable = [c for c in searched.candidates if c.cost.total <= searched.budget.total]
+    best = {_key(layers, candidate): candidate for candidate in affordable[:COUNT]}
+    missing = distributed.mine(distributed.from_main([key for key in best if key not in study.user_attrs]))
     if missing:
         scorers = [replace(scorer, seed=scorer.seed + SEED_FRESH + r * len(scorer.conditions)) for r in range(ROUNDS)]
         for one in scorers:
             one.see_truth()
-        for candidate in bar(missing, desc="fresh seeds", unit="candidate"):
-            with layers.in_place(layers.candidate(candidate.genome)):
-                study.set_user_attr(_key(layers, candidate), [e for one in scorers for e in one.errors()])
+        for key in bar(missing, desc="fresh seeds", unit="candidate"):
+            with layers.in_place(layers.candidate(best[key].genome)):
+                study.set_user_attr(key, [e for one in scorers for e in one.errors()])
     distributed.gather(None)  # all ranks have written theirs
-    known = study.user_attrs
-    fresh = {id(c): tuple(known[_key(layers, c)]) for c in best}
+    fresh = {id(candidate): tuple(study.user_attrs[key]) for key, candidate in best.items()}
     return replace(searched, candidates=[replace(c, fresh=fresh.get(id(c), ())) for c in searched.candidates])
 
 
