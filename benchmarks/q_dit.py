@@ -39,7 +39,7 @@ def wanted(plans: list[Path]) -> list[tuple[Row, int]]:
     rivals = [(uniform(bits, g), every) for bits in BITS for g in (192, 384, None)]
     rest = [(PRODUCTS, PIECE * SEEDS), (uniform("w4a8", 128, "qdit-gptq"), every)]
     known = {row for row, _ in (*steps, *rivals)}
-    sizes = [(row, PIECE * SEEDS) for row in scan("w3a8") if row not in known]
+    sizes = [(row, PIECE * SEEDS) for bits in BITS for row in scan(bits) if row not in known]
     return [(FULL, every), *ours, *steps, *rivals, *rest, *sizes]
 
 

@@ -1,6 +1,7 @@
 """The tables of `q_dit.py`, written between two marks of `docs/methods/q_dit.md`."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +99,19 @@ def rivals(found: Measured) -> str:
 
 def sizes(found: Measured) -> str:
     text = ""
-    for quantizer, label in (("qdit", "RTN"), ("qdit-gptq", "GPTQ")):
+    for bits, (quantizer, label) in product(BITS, (("qdit", "RTN"), ("qdit-gptq", "GPTQ"))):
         rows = []
         for i, group in enumerate((*GROUPS, None)):
-            name = uniform("w3a8", group, quantizer).name
-            smaller = uniform("w3a8", GROUPS[i - 1], quantizer).name if i else ""
-            cells = [str(group or "full row"), found.error("w3a8", name), found.change("w3a8", name, smaller)]
-            cells.append(found.change("w3a8", uniform("w3a8", group, quantizer, "clamped").name, name))
+            name = uniform(bits, group, quantizer).name
+            smaller = uniform(bits, GROUPS[i - 1], quantizer).name if i else ""
+            cells = [str(group or "full row"), found.error(bits, name), found.change(bits, name, smaller)]
+            cells.append(found.change(bits, uniform(bits, group, quantizer, "clamped").name, name))
             if quantizer != "qdit":
-                stale = uniform("w3a8", group, quantizer, "stale").name
+                stale = uniform(bits, group, quantizer, "stale").name
                 same = group is None or group % BLOCK == 0
-                cells.append("the same" if same else found.change("w3a8", stale, name))
-            rows.append([*cells, found.of("w3a8", name, "samples", "d")])
+                cells.append("the same" if same else found.change(bits, stale, name))
+            rows.append([*cells, found.of(bits, name, "samples", "d")])
         head = ["g", "error x 10⁵", "against the next smaller g, %", "clamped, %"]
         head += ["stale, %"] if quantizer != "qdit" else []
-        text += f"\n**Group sizes, W3A8, {label}**\n\n" + table([*head, "samples"], rows)
+        text += f"\n**Group sizes, {bits.upper()}, {label}**\n\n" + table([*head, "samples"], rows)
     return text

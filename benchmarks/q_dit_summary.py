@@ -38,12 +38,13 @@ def comparisons(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         mine = [row for row in rows if row.plan and row.bits == bits]
         pairs += list(zip(steps[1:], steps, strict=False))
         pairs += [(plan, uniform(bits, group)) for plan in mine for group in (128, 192, 384, None)]
-    for quantizer in ("qdit", "qdit-gptq"):
-        sizes = [uniform("w3a8", group, quantizer) for group in (*GROUPS, None)]
-        pairs += list(zip(sizes[1:], sizes, strict=False))
-        pairs += [(uniform("w3a8", group, quantizer, "clamped"), uniform("w3a8", group, quantizer)) for group in GROUPS]
-    stale = [group for group in GROUPS if group % BLOCK]
-    return pairs + [(uniform("w3a8", g, "qdit-gptq", "stale"), uniform("w3a8", g, "qdit-gptq")) for g in stale]
+        for quantizer in ("qdit", "qdit-gptq"):
+            sizes = [uniform(bits, group, quantizer) for group in (*GROUPS, None)]
+            pairs += list(zip(sizes[1:], sizes, strict=False))
+            pairs += [(uniform(bits, g, quantizer, "clamped"), uniform(bits, g, quantizer)) for g in GROUPS]
+        stale = [group for group in GROUPS if group % BLOCK]
+        pairs += [(uniform(bits, g, "qdit-gptq", "stale"), uniform(bits, g, "qdit-gptq")) for g in stale]
+    return pairs
 
 
 def difference(row: Row, other: Row, errors: Mapping[Row, Samples]) -> dict[str, Any] | None:
