@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "attention_amx.h"
+#include "attention_columns.h"
 
 #if DITQUANT_X86
 
@@ -135,6 +136,8 @@ class Head {
     }
 
   public:
+    using Registers = typename Scores::Registers;
+
     void pack(const Attention& a, const Tokens& k, const Tokens& v) {
         scores_of_.template keys<Scores>(a, k);
         mix_.values(a, v);
@@ -166,16 +169,16 @@ class Head {
     }
 };
 
-template <class Scores, class Mix>
+template <class Head>
 void attend_all(const Attention& a, int64_t batch, int threads) {
-    const int64_t size = a.tiles || Mix::SCALED || a.qk_bits < 16 ? TILE : QUERIES, blocks = ceil_div(a.queries, size);
+    const int64_t size = a.tiles || a.pv_bits < 16 || a.qk_bits < 16 ? TILE : QUERIES, blocks = ceil_div(a.queries, size);
     // keys are packed once for every task: one task a head, more where threads would have nothing to do
     const int64_t parts = std::min(blocks, threads > 1 ? ceil_div(4 * threads, batch * a.heads) : 1);
     std::vector<int32_t> every(a.key_tiles());
     for (size_t i = 0; i < every.size(); i++) every[i] = static_cast<int32_t>(i);
     parallel(batch * a.heads * parts, threads, [&](int64_t task) {
-        static thread_local Head<Scores, Mix> head;
-        const typename Scores::Registers registers;
+        static thread_local Head head;
+        const typename Head::Registers registers;
         const int64_t b = task / parts / a.heads, h = task / parts % a.heads, part = task % parts;
         const auto of = [&](const void* x, const Strides& strides) { return Tokens(a, x, strides, b, h); };
         const Tokens q = of(a.q, a.of_q), y = of(a.y, a.of_y);
@@ -190,11 +193,12 @@ void attend_all(const Attention& a, int64_t batch, int threads) {
     });
 }
 
-// Take the products that the bits ask for.
-template <class QK16, class QK8, class PV16, class PV8>
+// Take the products that the bits ask for; `Both16` where both are of bfloat16.
+template <class Both16, class QK16, class QK8, class PV16, class PV8>
 void attend_by(const Attention& a, int64_t batch, int threads) {
-    if (a.qk_bits == 16) return a.pv_bits == 16 ? attend_all<QK16, PV16>(a, batch, threads) : attend_all<QK16, PV8>(a, batch, threads);
-    return a.pv_bits == 16 ? attend_all<QK8, PV16>(a, batch, threads) : attend_all<QK8, PV8>(a, batch, threads);
+    if (a.qk_bits == 16 && a.pv_bits == 16) return attend_all<Both16>(a, batch, threads);
+    if (a.qk_bits == 16) return attend_all<Head<QK16, PV8>>(a, batch, threads);
+    return a.pv_bits == 16 ? attend_all<Head<QK8, PV16>>(a, batch, threads) : attend_all<Head<QK8, PV8>>(a, batch, threads);
 }
 
 }  // namespace
@@ -211,8 +215,8 @@ DITQUANT_API void ditquant_attention(const void* q, const void* k, const void* v
     const auto of = [&](int i) { return Strides{strides[3 * i], strides[3 * i + 1], strides[3 * i + 2]}; };
     const Attention a{q,     k,     v,     y,     bias,    order, tiles, starts, of(0),   of(1),
                       of(2), of(3), heads, queries, keys, width, scale, dtype,  qk_bits, pv_bits};
-    uses_amx() ? attend_by<AmxScores16, AmxScores8, AmxMix16, AmxMix8>(a, batch, threads)
-               : attend_by<Scores16, Scores8, Mix16s, Mix8s>(a, batch, threads);
+    uses_amx() ? attend_by<Columns, AmxScores16, AmxScores8, AmxMix16, AmxMix8>(a, batch, threads)
+               : attend_by<Head<Scores16, Mix16s>, Scores16, Scores8, Mix16s, Mix8s>(a, batch, threads);
 }
 
 #endif
