@@ -1,17 +1,16 @@
-"""The page and the figure of `accuracy.py`: tables of means with intervals, and a verdict on every bar."""
+"""The page and the figure of `accuracy.py`: tables of means with intervals, the bars, the ablations."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from accuracy_bars import bars, by_bits
+from accuracy_found import Found, table
 from accuracy_model import DIGITS, SHAPES
-from accuracy_rows import ABLATIONS, BITS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, OURS, SALIENT, SALIENT_RECIPES
+from accuracy_rows import ABLATIONS, BITS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, SALIENT, SALIENT_RECIPES
 
-from ditquant.evaluation.intervals import interval, paired_interval
+from ditquant.evaluation.intervals import interval
 
-PEERS = ("rtn", "smoothquant", "quarot", "duquant", "vidit-q")
-HARD = ("w4a4", "w4a8", "w3a8", "w3a4")
 HEADS = {
     SHAPES: """# Results
 
@@ -38,55 +37,18 @@ A third of the weights modulates norms, a layer in every block. At 3 bits these 
 recipe compensates their rounding; lrq-plus gives them a branch of rank 8 (`methods/lrq_plus.md`).
 """,
 }
+BARS = """## Bars
 
-
-class Found:
-    """Values by table, name and bits, all seeds together."""
-
-    def __init__(self, rows: Iterable[dict[str, Any]]):
-        self._rows = sorted(rows, key=lambda row: row["seed"])
-
-    def rows(self, table: str, name: str, bits: str) -> list[dict[str, Any]]:
-        return [r for r in self._rows if (r["table"], r["name"], r["bits_asked"]) == (table, name, bits)]
-
-    def values(self, table: str, name: str, bits: str, figure: str = "step_sqnr_db") -> list[float]:
-        return [value for row in self.rows(table, name, bits) for value in row[figure]]
-
-    def bits(self) -> list[str]:
-        """Widths that any method was measured at."""
-        return [bits for bits in BITS if any(self.rows("methods", m, bits) for m in METHODS)]
-
-    def db(self, method: str, bits: str) -> float:
-        """Mean of a method; NaN if it was not measured."""
-        values = self.values("methods", method, bits)
-        return mean(values) if values else float("nan")
-
-    def seeds(self, method: str, bits: str) -> set[int]:
-        """Seeds that a method was measured with."""
-        return {row["seed"] for row in self.rows("methods", method, bits)}
-
-    def paired(self, method: str, bits: str, other: str, their_bits: str) -> tuple[list[float], list[float]]:
-        """Values of two methods, of the seeds that both were measured with."""
-        common = self.seeds(method, bits) & self.seeds(other, their_bits)
-        both = (self.rows("methods", method, bits), self.rows("methods", other, their_bits))
-        mine, theirs = ([v for row in rows if row["seed"] in common for v in row["step_sqnr_db"]] for rows in both)
-        return mine, theirs
-
-    def size(self, table: str, name: str, bits: str) -> float:
-        return mean(row["bits"] for row in self.rows(table, name, bits))
+A rival counts as beaten where the whole interval of the paired difference is above 0.
+"""
 
 
 def cell(values: list[float]) -> str:
-    """Show a mean and half of its interval."""
-    if not values:
-        return ""
+    """Show a mean and half of its interval, which a single sample does not have."""
+    if len(values) < 2:
+        return "".join(f"{value:.2f} (one sample)" for value in values)
     low, high = interval(values)
     return f"{mean(values):.2f} ({(high - low) / 2:.2f})"
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def section(title: str, head: list[str], lines: list[list[str]]) -> str:
@@ -114,51 +76,6 @@ def sizes_table(found: Found) -> str:
     return table(["bits a weight", *METHODS], lines)
 
 
-def bars(found: Found) -> str:
-    lines, others = [], [m for m in METHODS if m not in OURS]
-    for bits in HARD:
-        lines.append(_beats(found, "lrq", bits, PEERS, bits))
-        lines += [_beats(found, method, bits, others, bits) for method in OURS if found.rows("methods", method, bits)]
-    lines.append(_beats(found, "lrq-plus", "w3a8", others, "w4a8"))
-    lines.append(_beats(found, "lrq-plus", "w4a8", ["rtn"], "w8a8"))
-    full, plus = (found.values("captions", n, "w4a8", "caption_accuracy") for n in ("full precision", "lrq-plus"))
-    if full and len(full) == len(plus):
-        low, high = paired_interval(plus, full)
-        said = "met" if high >= 0 else "**missed**"
-        lines.append(
-            [
-                "lrq-plus W4A8 loses no caption accuracy",
-                f"{100 * mean(plus):.1f} % of pictures against {100 * mean(full):.1f} %",
-                f"{100 * low:+.1f} to {100 * high:+.1f} points",
-                str(len({row["seed"] for row in found.rows("captions", "lrq-plus", "w4a8")})),
-                said,
-            ]
-        )
-    return table(["bar", "measured", "difference, 95 % interval", "seeds", ""], lines)
-
-
-def _beats(found: Found, method: str, bits: str, others: Iterable[str], their_bits: str) -> list[str]:
-    pairs = {m: found.paired(method, bits, m, their_bits) for m in others}
-    others = [m for m, (mine, _) in pairs.items() if mine]
-    if not others:
-        return [f"{method} {bits.upper()}", "not measured", "", "", ""]
-    best = max(others, key=lambda m: mean(pairs[m][1]))
-    mine, theirs = pairs[best]
-    low, high = paired_interval(mine, theirs)
-    beaten = [m for m in others if mean(pairs[m][1]) < mean(pairs[m][0])]
-    seeds = len(found.seeds(method, bits) & found.seeds(best, their_bits))
-    against = f"{others[0]}" if len(others) == 1 else f"{len(others)} others"
-    verdict = "met" if len(beaten) == len(others) else f"**missed**: {len(beaten)} of {len(others)} are beaten"
-    bits_shown = f"{found.size('methods', method, bits):.2f} and {found.size('methods', best, their_bits):.2f} bits"
-    return [
-        f"{method} {bits.upper()} beats {against} at {their_bits.upper()}",
-        f"{mean(mine):.2f} against {best}'s {mean(theirs):.2f} ({bits_shown})",
-        f"{low:+.2f} to {high:+.2f} dB",
-        str(seeds),
-        verdict,
-    ]
-
-
 def ablations(found: Found) -> str:
     text = ""
     for name, (bits, variants) in ABLATIONS.items():
@@ -181,10 +98,19 @@ def salient(found: Found) -> str:
     if chosen and plain:
         injected, before, after = (set(x) for x in (chosen[0]["injected"], plain[0]["dual"], chosen[0]["dual"]))
         said = "exactly the injected ones" if after - before == injected and before <= after else "**not** those"
-        text += f"\nInjected: {', '.join(f'`{n}`' for n in sorted(injected))}. Adaptive rotation by J gives the dual "
-        text += f"rotation to {len(before)} layers of the model as it is and to {len(after)} of the injected one; "
-        text += f"the layers that are new: {said}.\n"
+        text += f"\nInjected: {', '.join(f'`{n}`' for n in sorted(injected))}. With one seed adaptive rotation by J "
+        text += f"gives the dual rotation to {len(before)} layers of the model as it is and to {len(after)} of the "
+        text += f"injected one; the layers that are new: {said}.\n"
     return text
+
+
+def not_measured(found: Found) -> str:
+    """Say what `results.md` has of its model, and this page has not."""
+    widths = [bits.upper() for bits in BITS if bits not in found.bits()]
+    left = [f"other widths ({', '.join(widths)})"] if widths else []
+    left += ["whether a picture still shows what was asked for (caption accuracy)", "the ablations"]
+    left += ["the number of calibration prompts", "injected salient channels"]
+    return f"Not measured on this model, but on that of `results.md`: {', '.join(left)}.\n"
 
 
 def write_page(rows: list[dict[str, Any]], path: Path, missing: int, model: str) -> None:
@@ -196,9 +122,11 @@ def write_page(rows: list[dict[str, Any]], path: Path, missing: int, model: str)
     if missing:
         said = f"**{missing} of {missing + len(rows)} rows are not measured yet**: the same command goes on."
         parts.insert(1, f"{said} A bar counts what is there.\n")
-    parts += ["## Bars\n", bars(found)]
+    parts += [BARS, bars(found), by_bits(found)]
     if model == SHAPES:
         parts += ["## Ablations", ablations(found), salient(found)]
+    else:
+        parts.append(not_measured(found))
     path.write_text("\n".join(parts).rstrip() + "\n")
 
 

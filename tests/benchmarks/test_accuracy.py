@@ -44,7 +44,7 @@ def made(method, bits, values, table="methods", size=4.0, **more):
     return {"table": table, "name": method, "bits_asked": bits, "seed": 0, "step_sqnr_db": values, "bits": size} | more
 
 
-def test_a_bar_is_met_or_missed_as_the_means_say():
+def test_a_bar_is_met_or_missed_as_the_intervals_say():
     from accuracy_page import Found, bars
 
     rows = [
@@ -57,14 +57,75 @@ def test_a_bar_is_met_or_missed_as_the_means_say():
     (across,) = [line for line in lines if line.startswith("| lrq-plus W3A8 beats 2 others at W4A8")]
     assert "31.00 against gptq's 33.50" in across and "**missed**: 1 of 2 are beaten" in across
     (reached,) = [line for line in lines if "beats rtn at W8A8" in line]
-    assert "36.00 against rtn's 35.25" in reached and "| met |" in reached
+    assert "36.00 against rtn's 35.25" in reached and reached.endswith("| met, of one seed |")
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "said"),
+    [
+        ([36.0, 38.0, 37.0], [35.0, 36.0, 36.0], "met, of one seed"),
+        ([36.0, 30.0, 37.0], [35.0, 36.0, 31.0], "**not shown**: 0 of 1 are beaten"),  # above by a third of a decibel
+        ([36.0, 30.0, 35.0], [35.0, 36.0, 31.0], "**missed**: 0 of 1 are beaten"),
+        ([36.0], [35.0], "**not shown**: 0 of 1 are beaten"),
+    ],
+)
+def test_a_bar_is_met_only_where_the_interval_excludes_zero(mine, theirs, said):
+    from accuracy_page import Found, bars
+
+    text = bars(Found([made("lrq-plus", "w4a8", mine), made("rtn", "w8a8", theirs)]))
+    (line,) = [line for line in text.splitlines() if line.startswith("| lrq-plus W4A8 beats rtn at W8A8")]
+    assert line.endswith(f"| {said} |")
+    assert ("one sample" in line) == (len(mine) == 1)
+    assert ("lrq-plus W4A8 beats rtn at W8A8." in text) == ("met" not in said)
+
+
+@pytest.mark.parametrize(
+    ("plus", "said"),
+    [
+        ([0.9, 0.9], "met"),
+        ([0.9, 0.5], "**not shown**: a loss of 30.0 points is not excluded"),
+        ([0.4, 0.5], "**missed**"),
+    ],
+)
+def test_no_loss_of_captions_is_shown_only_where_the_interval_excludes_one(plus, said):
+    from accuracy_page import Found, bars
+
+    full = {"full precision": [0.8, 0.8], "lrq-plus": plus}
+    rows = [made(name, "w4a8", [], "captions", caption_accuracy=values) for name, values in full.items()]
+    (line,) = [line for line in bars(Found(rows)).splitlines() if "caption accuracy |" in line]
+    assert line.endswith(f"| {said} |")
+
+
+def test_rivals_of_fewer_bits_are_told_apart(tmp_path):
+    from accuracy_model import DIGITS
+    from accuracy_page import write_page
+
+    rows = [
+        made("rtn", "w4a8", [24.0, 25.0], size=4.2),
+        made("gptq", "w4a8", [37.0, 34.0], size=4.2),
+        made("svdquant", "w4a8", [33.0, 34.0], size=7.9),
+        made("lrq-plus-lean", "w4a8", [36.0, 36.0], size=4.1),
+        made("lrq-plus", "w4a8", [40.0, 40.0], size=7.7),
+    ]
+    write_page(rows, tmp_path / "results.md", 0, DIGITS)
+    text = (tmp_path / "results.md").read_text()
+    lean, plus = (
+        next(line for line in text.splitlines() if line.startswith((f"| {form} W4A8 | 4.1", f"| {form} W4A8 | 7.7")))
+        for form in ("lrq-plus-lean", "lrq-plus")
+    )
+    assert "| 4.100 | rtn 4.200, gptq 4.200, svdquant 7.900 | **not shown**: 2 of 3 are beaten; " in lean
+    assert lean.endswith("| none |  | **not shown**: 2 of 3 are beaten |")
+    assert "| 7.700 | svdquant 7.900 | all, of one seed; +6.00 to +7.00 dB over svdquant | rtn 4.200, gptq" in plus
+    assert plus.endswith("| **missed**: 2 of 3 have fewer bits |")
+    assert "is missed in 1 of 2 rows; the rivals of as many bits or more are all beaten but in lrq-plus-lean" in text
+    assert "other widths (W3A8, W4A4, W3A4, W8A8, W6A6, W4A6" in text
 
 
 def test_values_of_all_seeds_are_one_cell(tmp_path):
     from accuracy_model import SHAPES
     from accuracy_page import cell, write_page
 
-    assert cell([]) == "" and cell([20.0, 20.0]) == "20.00 (0.00)"
+    assert cell([]) == "" and cell([20.0, 20.0]) == "20.00 (0.00)" and cell([20.0]) == "20.00 (one sample)"
     rows = [made("rtn", "w4a8", [20.0, 22.0]), made("rtn", "w4a8", [24.0, 26.0]) | {"seed": 1}]
     write_page(rows, tmp_path / "results.md", 0, SHAPES)
     text = (tmp_path / "results.md").read_text()
@@ -93,7 +154,7 @@ def test_methods_are_compared_on_the_seeds_that_both_have():
     rows = [made("lrq-plus", "w4a8", [36.0, 38.0]), made("rtn", "w8a8", [35.0, 36.0])]
     rows.append(made("rtn", "w8a8", [90.0, 90.0]) | {"seed": 1})
     (line,) = [line for line in bars(Found(rows)).splitlines() if "beats rtn at W8A8" in line]
-    assert "37.00 against rtn's 35.50" in line and line.endswith("| 1 | met |")
+    assert "37.00 against rtn's 35.50" in line and line.endswith("| 1 | met, of one seed |")
     assert "not measured" in bars(Found(rows[:1] + rows[2:]))
 
 
