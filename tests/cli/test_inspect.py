@@ -8,6 +8,7 @@ import torch
 
 from ditquant import sources
 from ditquant.calibration import run_prompts
+from ditquant.evaluation import doctor
 from ditquant.models import find_linears
 from ditquant.recipe import list_recipes
 from ditquant.skeleton import skeleton
@@ -132,6 +133,28 @@ def test_layers_on_prompts(model, prompts, tmp_path):
 def add_squares(sums: list, _module, args) -> None:
     sums[0] += float(args[0].double().square().sum())
     sums[1] += args[0].numel()
+
+
+def test_steps_and_sizes_of_the_prompts(model, prompts, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(doctor, "run_prompts", lambda _pipeline, _prompts, _seed, settings: asked.update(settings))
+    succeed("inspect", model, "--prompts", prompts, "--steps", "1", "--height", "64", "--width", "64")
+    assert asked == {"steps": 1, "guidance": None, "height": 64, "width": 64, "frames": None}
+    run = ditquant("inspect", model, "--steps", "1")
+    assert run.code == 2 and "Give --prompts" in run.err
+
+
+def test_an_ill_model_says_where_it_begins(model, prompts, tmp_path):
+    pipeline = sources.load_pipeline(str(model), torch.float32)
+    pipeline.transformer.transformer_blocks[0].ff.net[2].bias.data[0] = torch.nan
+    pipeline.save_pretrained(tmp_path / "ill")
+    out = succeed("inspect", tmp_path / "ill", "--prompts", prompts, "--steps", "2", "-o", tmp_path / "doctor")
+    said = out.splitlines()[-3:]
+    assert said[0] == "transformer_blocks.0.ff.net.2: its bias holds NaN or infinite values"
+    assert said[1] == "8 layers behind it: their input is NaN or infinite" and said[2].startswith("page in")
+    troubles = json.loads((tmp_path / "doctor" / "inspect.json").read_text())["troubles"]
+    assert [trouble["name"] for trouble in troubles] == [line.partition(":")[0] for line in said[:2]]
+    assert "8 layers behind it" in (tmp_path / "doctor" / "report.html").read_text()
 
 
 def test_what_cannot_be_examined_is_refused(model, quantized, prompts, tmp_path):

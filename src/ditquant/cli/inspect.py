@@ -55,10 +55,11 @@ def inspect(
     """Show what would be quantized in MODEL, what is skipped and why, and the size per recipe.
 
     With --prompts the prompts are run: how large and heavy-tailed every layer's inputs are, the error of each format
-    and rotation, which rotation each rule would choose, and which layers overflow or produce NaN.
+    and rotation, which rotation each rule would choose, and where overflows and NaN begin. Steps and sizes are for it:
+    few and small ones suffice for a look at a large model.
 
     With --attention too, they show which order of tokens suits every head, its map in tiles before and after, how much
-    attention a density keeps, and how unlike the entries of a tile are. Steps and sizes are for it.
+    attention a density keeps, and how unlike the entries of a tile are.
     """
     from ditquant import sources
     from ditquant.cli.inspect_attention import examine_heads, show_heads, write_heads
@@ -73,8 +74,8 @@ def inspect(
     settings = {"steps": steps, "guidance": guidance, "height": height, "width": width, "frames": frames}
     if attention and texts is None:
         raise DitQuantError("--attention looks at what prompts make of the model. Give --prompts, or leave it out.")
-    if not attention and any(value is not None for value in settings.values()):
-        raise DitQuantError("steps, guidance and sizes are for --attention. Give it, or leave them out.")
+    if texts is None and any(value is not None for value in settings.values()):
+        raise DitQuantError("steps, guidance and sizes are for running prompts. Give --prompts, or leave them out.")
     chosen = [Recipe.load(name) for name in ([recipe] if recipe else list_recipes())]
     source = sources.find(model)
     if texts is not None:
@@ -104,7 +105,7 @@ def inspect(
         return
     from ditquant.cli.inspect_layers import examine_model, show_layers, write_layers
 
-    found = examine_model(source, chosen[0] if recipe else None, texts, compute, device)
+    found = examine_model(source, chosen[0] if recipe else None, texts, settings, compute, device)
     show_layers(found)
     if output is not None:
         write_layers(found, output, model, len(texts), overwrite)

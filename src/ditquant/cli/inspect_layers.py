@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditquant.cli.show import console, printed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     import torch
 
-    from ditquant.evaluation.doctor import Diagnosis
+    from ditquant.evaluation.doctor import Diagnosis, Examination
     from ditquant.recipe import Recipe
     from ditquant.sources import Source
 
 
-def examine_model(source: Source, recipe: Recipe | None, prompts: list[Any], dtype: torch.dtype, device: str) -> list:
+def examine_model(
+    source: Source,
+    recipe: Recipe | None,
+    prompts: list[Any],
+    settings: Mapping[str, float | None],
+    dtype: torch.dtype,
+    device: str,
+) -> Examination:
     """Load a model, run the prompts, and return what the doctor says.
 
     Raises:
@@ -27,11 +35,12 @@ def examine_model(source: Source, recipe: Recipe | None, prompts: list[Any], dty
     from ditquant import sources
     from ditquant.evaluation.doctor import examine
 
-    return examine(sources.load(source, dtype, device), prompts, recipe)
+    return examine(sources.load(source, dtype, device), prompts, recipe, settings)
 
 
-def show_layers(found: Sequence[Diagnosis]) -> None:
-    """Print what is ill, a row a layer, and how often each rule chooses the dual rotation."""
+def show_layers(examined: Examination) -> None:
+    """Print a row a layer, how often each rule chooses the dual rotation, and what is ill."""
+    found = examined.layers
     formats = list(dict.fromkeys(name for one in found for name in one.formats))
     short = {name: name.replace("twin_log", "log").replace("affine", "aff") for name in formats}
     numbers = ("J", "max", "ratio", "kurt", *short.values(), "none", "hadam.", "dual")
@@ -47,26 +56,26 @@ def show_layers(found: Sequence[Diagnosis]) -> None:
     salient = [sum("dual" in choice for choice in choices) for choices in zip(*map(_choices, measured), strict=True)]
     if measured:
         out.print(f"dual rotation: {salient[0]} of {len(measured)} layers by J, {salient[1]} by the error")
-    for one in found:
-        if one.trouble:
-            out.print(f"{one.name}: {one.trouble}")
+    for trouble in examined.troubles():
+        out.print(f"{trouble.name}: {trouble.what}")
 
 
-def write_layers(found: Sequence[Diagnosis], folder: Path, model: str, prompts: int, overwrite: bool) -> None:
+def write_layers(examined: Examination, folder: Path, model: str, prompts: int, overwrite: bool) -> None:
     """Write inspect.json and report.html."""
     from ditquant.atomic import atomic_folder
     from ditquant.evaluation.doctor_page import doctor_sections
     from ditquant.evaluation.page import write_page
     from ditquant.evaluation.results import strict, versions
 
-    facts = {"model": model, "prompts": str(prompts), "layers": str(len(found))}
+    facts = {"model": model, "prompts": str(prompts), "layers": str(len(examined.layers))}
     used = versions()
-    data = {"versions": used, **facts, "layers": [one.to_dict() for one in found]}
+    troubles = [asdict(trouble) for trouble in examined.troubles()]
+    data = {"versions": used, **facts, "troubles": troubles, "layers": [one.to_dict() for one in examined.layers]}
     with atomic_folder(folder, overwrite) as part:
         text = json.dumps(strict(data), indent=1, ensure_ascii=False, allow_nan=False)
         (part / "inspect.json").write_text(text + "\n", encoding="utf-8")
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in used.items())
-        write_page(part / "report.html", f"Layers of {model}", doctor_sections(found), facts)
+        write_page(part / "report.html", f"Layers of {model}", doctor_sections(examined), facts)
 
 
 def _choices(one: Diagnosis) -> tuple[str, str]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ditquant.calibration import run_prompts
 from ditquant.engine import match
 from ditquant.errors import of_layer
-from ditquant.evaluation.watch import Watched, watching
+from ditquant.evaluation.origin import Trouble
+from ditquant.evaluation.watch import BEHIND, Watched, watching
 from ditquant.formats import FORMATS
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.models import find_linears
@@ -64,6 +65,25 @@ class Diagnosis:
         return {key: value for key, value in asdict(self).items() if key != "channels"}
 
 
+@dataclass(frozen=True)
+class Examination:
+    """All layers, what is wrong outside of them, and the name of what NaN and infinite values begin with."""
+
+    layers: list[Diagnosis]
+    outside: list[Trouble] = field(default_factory=list)
+    origin: str = ""
+
+    def troubles(self) -> list[Trouble]:
+        """Return what is wrong, the origin first; layers that only receive NaN or infinite values are counted."""
+        ill = [Trouble(one.name, one.trouble) for one in self.layers if one.trouble and one.trouble != BEHIND]
+        found = sorted([*self.outside, *ill], key=lambda trouble: trouble.name != self.origin)
+        behind = sum(one.trouble == BEHIND for one in self.layers)
+        if behind:
+            count, whose = ("1 layer", "its") if behind == 1 else (f"{behind} layers", "their")
+            found.insert(1, Trouble(f"{count} behind it", f"{whose} input is NaN or infinite"))
+        return found
+
+
 @torch.no_grad()
 def examine(
     pipeline: Any,
@@ -71,23 +91,25 @@ def examine(
     recipe: Recipe | None = None,
     settings: Mapping[str, float | None] | None = None,
     seed: int = 0,
-) -> list[Diagnosis]:
+) -> Examination:
     """Run prompts, and examine all layers that can be quantized, or those that a recipe quantizes.
 
-    With a recipe, rotations are judged behind the transforms that it puts before its own.
+    With a recipe, rotations are judged behind the transforms that it puts before its own. Where values are NaN or
+    infinite, what is said of them is that of the first such call of the model: the later ones start from its result.
 
     Raises:
         DitQuantError: a pipeline that is quantized, a recipe that does not fit, prompts that it does not take.
     """
-    rules = {name: _rules(part, recipe) for name, part in transformers_of(pipeline).items()}
-    several = len(rules) > 1
+    parts = transformers_of(pipeline)
+    models = parts if len(parts) > 1 else {"": next(iter(parts.values()))}
     layers: dict[str, tuple[nn.Linear, str, Rule | None]] = {}
-    for component, part in transformers_of(pipeline).items():
-        for name, (role, rule) in rules[component].items():
-            layers[f"{component}.{name}" if several else name] = (part.get_submodule(name), role, rule)
-    with watching({name: linear for name, (linear, _, _) in layers.items()}) as seen:
+    for component, part in models.items():
+        for name, (role, rule) in _rules(part, recipe).items():
+            layers[f"{component}.{name}" if component else name] = (part.get_submodule(name), role, rule)
+    with watching({name: linear for name, (linear, _, _) in layers.items()}, models) as seen:
         run_prompts(pipeline, prompts, seed, settings)
-    return [diagnose(name, *layers[name], seen) for name in progress_bar(layers, desc="examining", unit="layer")]
+    found = [diagnose(name, *layers[name], seen) for name in progress_bar(layers, desc="examining", unit="layer")]
+    return Examination(found, seen.outside(), "" if seen.trace.origin is None else seen.trace.origin.name)
 
 
 def _rules(part: nn.Module, recipe: Recipe | None) -> dict[str, tuple[str, Rule | None]]:

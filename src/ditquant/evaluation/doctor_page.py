@@ -1,11 +1,12 @@
 """The doctor's page: what is ill, charts over the layers, the table, and the channels of the worst layers."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from torch import Tensor
 
 from ditquant.evaluation.charts import Chart
-from ditquant.evaluation.doctor import Diagnosis
+from ditquant.evaluation.doctor import Diagnosis, Examination
 from ditquant.evaluation.page import Section
 from ditquant.evaluation.table import Column, Table
 
@@ -14,10 +15,11 @@ WORST = 3
 POINTS = 100  # of a curve over the channels
 
 
-def doctor_sections(found: Sequence[Diagnosis]) -> list[Section]:
+def doctor_sections(examined: Examination) -> list[Section]:
     """Return the sections of the page."""
-    trouble = [Column("name", "layer"), Column("trouble", "what")]
-    ill = [{"name": one.name, "trouble": one.trouble} for one in found if one.trouble]
+    found = examined.layers
+    trouble = [Column("name", "where"), Column("what", "what")]
+    ill = [asdict(one) for one in examined.troubles()]
     worst = sorted((one for one in found if one.channels), key=lambda one: -(one.channel_ratio or 0))[:WORST]
     formats = {name: [one.formats.get(name) for one in found] for name in _formats(found)}
     rotations = {
