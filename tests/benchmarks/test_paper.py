@@ -68,6 +68,18 @@ def test_a_dry_run_and_going_on(paper, words, tmp_path, monkeypatch):
     assert (folder / "tables.md").read_text() == tables
 
 
+def test_a_killed_run_goes_on_from_its_quantized_models(paper, words, tmp_path, monkeypatch):
+    def killed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as run, pytest.raises(KeyboardInterrupt):
+        run.setattr(paper, "compare", killed)
+        paper.main(words)
+    monkeypatch.setattr(paper.ditquant, "quantize", killed)
+    paper.main(words)
+    assert "lrq-w4a8" in (tmp_path / "out" / "pixart-shapes" / "tables.md").read_text()
+
+
 def test_methods_are_added_and_those_asked_for_are_shown(paper, words, tmp_path, monkeypatch, capsys):
     paper.main([word for word in words if word != "lrq"])
     folder, asked, compare = tmp_path / "out" / "pixart-shapes", [], paper.compare
