@@ -3,6 +3,10 @@
 m_k = wmax_k^alpha / amax_k^(1-alpha); alpha is the exponent of the weight, SmoothQuant's is 1 - alpha. amax is that of
 all inputs, or the mean over timesteps of each one's: ViDiT-Q leaves to the scales the imbalance of channels that is the
 same at all timesteps, and to a rotation behind them the one that comes and goes.
+
+Two kinds of channels have no balance of their own. One that was always zero says nothing about its range, which is
+taken to be the median of the others'. A column of zeros is exact whatever its input, which must not raise the others'
+scales: it is damped at least as far as any other channel, and below the range of every other.
 """
 
 import torch
@@ -34,7 +38,7 @@ class Smooth(Transform):
     def fit(
         cls, weight: Float[Tensor, "N K"], stats: LayerStats | None, *, alpha: float = 0.5, over: str = "all"
     ) -> "Smooth":
-        """Balance the channels; a channel that is always zero, or has no weight, keeps factor 1.
+        """Balance the channels; without any input or any weight all factors are 1.
 
         `over` "all" takes the maximum over all inputs, "timesteps" the mean of the maxima of all calls.
         """
@@ -42,8 +46,7 @@ class Smooth(Transform):
         stats = need_stats("smooth", weight, stats)
         amax = (stats.absmax if over == "all" else stats.mean_absmax).to(weight.device)
         wmax = weight.abs().amax(0).float()
-        factor = wmax**alpha / amax ** (1 - alpha)
-        return cls(torch.where((amax > 0) & (wmax > 0), factor.clamp(LOW, HIGH), 1))
+        return cls(balance(wmax, amax, alpha))
 
     @classmethod
     def empty(cls, in_features: int, /, **options) -> "Smooth":
@@ -70,3 +73,17 @@ class Smooth(Transform):
         check_state(self, name)
         if not bool(((self.m >= LOW) & (self.m <= HIGH)).all()):
             raise damaged(f"{name}: factors of transform 'smooth' are outside {LOW:g} to {HIGH:g}")
+
+
+def balance(wmax: Float[Tensor, " K"], amax: Float[Tensor, " K"], alpha: float) -> Float[Tensor, " K"]:
+    """Return wmax^alpha / amax^(1-alpha) within the range of factors, and what stands in for it where one is zero.
+
+    Scaling inputs by c and weights by 1/c scales every factor by 1/c.
+    """
+    weighted, seen = wmax > 0, amax > 0
+    if not bool(weighted.any() and seen.any()):
+        return torch.ones_like(wmax)
+    amax = torch.where(seen, amax, amax[seen].median())
+    factor = (wmax**alpha / amax ** (1 - alpha)).clamp(LOW, HIGH)
+    quiet = (factor * amax)[weighted].min() / amax
+    return torch.where(weighted, factor, quiet.minimum(factor[weighted].min()).clamp(LOW, HIGH))
