@@ -18,6 +18,7 @@ from ditquant.integrations.diffusers import transformers_of
 from ditquant.max_memory import Budget, foresee_memory, gib, give_back_what_is_freed
 from ditquant.models import family_of
 from ditquant.on_disk import leave_on_disk, tensor_places
+from ditquant.origin import forget_origin
 from ditquant.progress import say
 from ditquant.quantizers import reads_curvature
 from ditquant.recipe import Recipe
@@ -72,6 +73,7 @@ def quantize_on_disk(
                 cast_back(model, folder / name)
                 places = tensor_places(folder / name) | layer_places(work, name)
                 shards.save(model, places, part_folder / name, min(shards.SHARD_BYTES, limit // 16))
+            forget_origin(part_folder)
     return loaded, plan
 
 

@@ -25,6 +25,11 @@ def equal_weights(one, other) -> bool:
     return one.keys() == other.keys() and all(one[name] == other[name] for name in files) and len(files) > 0
 
 
+def origins(folder) -> list[str]:
+    """Return the files that say where the full-precision model lay."""
+    return [str(file) for file in folder.rglob("*.json") if "_name_or_path" in file.read_text()]
+
+
 @pytest.fixture
 def most_held(monkeypatch):
     """Follow how many bytes of blocks are in memory, in `now` and at `most`."""
@@ -56,6 +61,7 @@ def test_calibrated_bits_are_those_of_the_ordinary_way(model, quantized, prompts
     made = tmp_path / "made"
     succeed("quantize", model, "--recipe", "lrq-w4a8", "--prompts", prompts, "-o", made, "--max-memory", "3GiB")
     assert equal_weights(made, quantized)
+    assert sorted(origins(made) + origins(quantized)) == []
     transformer = PixArtTransformer2DModel.from_pretrained(model / "transformer")
     largest = max(4 * sum(p.numel() for p in block.parameters()) for block in transformer.transformer_blocks)
     assert 0 < most_held["most"] <= largest and most_held["now"] == 0
