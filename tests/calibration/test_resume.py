@@ -184,3 +184,63 @@ def test_a_process_that_was_killed_goes_on_in_another(quantized, tmp_path):
     quantized.clear()
     ditquant.quantize(model, "lrq-w4a8", forward=run, work_dir=work)
     assert len(quantized) == 10 and equal_states(model, truth)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "stop, damage, again",
+    [
+        (33, "transformer_blocks.0/layers.safetensors", "transformer_blocks.0"),
+        (33, "transformer_blocks.2/layers.safetensors", "transformer_blocks.2"),
+        (33, "transformer_blocks.0/plans.json", "transformer_blocks.0"),
+        (33, "transformer_blocks.2/carried/0.safetensors", None),
+        (33, "recorded/calls.json", None),
+        (40, "transformer_blocks.3/layers.safetensors", "transformer_blocks.3"),
+    ],
+)
+def test_a_damaged_piece_of_work_is_computed_again(stop, damage, again, quantized, tmp_path, capsys):
+    """And nothing else is, with the same bits."""
+    work = tmp_path / "work"
+    truth = tiny("pixart", num_layers=4)
+    ditquant.quantize(truth, "lrq-w4a8", forward=run)
+    quantized.clear()
+    if stop < 40:
+        interrupted(tiny("pixart", num_layers=4), quantized, stop, recipe="lrq-w4a8", forward=run, work_dir=work)
+    else:
+        ditquant.quantize(tiny("pixart", num_layers=4), "lrq-w4a8", forward=run, work_dir=work)
+        quantized.clear()
+    cut(work / damage)
+    capsys.readouterr()
+    model = tiny("pixart", num_layers=4)
+    ditquant.quantize(model, "lrq-w4a8", forward=run, work_dir=work)
+    assert capsys.readouterr().err.count("is damaged and computed again") == 1
+    new = {"transformer_blocks.3"} if stop < 40 else set()
+    assert {_block(name)[:-1] for name in quantized} == new | ({again} if again else set())
+    assert len(quantized) == 10 * len(new | ({again} if again else set())) and equal_states(model, truth)
+
+
+def test_damaged_tensors_of_recorded_calls_are_recorded_again(quantized, tmp_path, capsys):
+    work = tmp_path / "work"
+    interrupted(tiny("pixart"), quantized, 13, recipe="lrq-w4a8", forward=run, work_dir=work)
+    cut(sorted((work / "recorded").glob("*.safetensors"))[-1])
+    truth, model = tiny("pixart"), tiny("pixart")
+    ditquant.quantize(truth, "lrq-w4a8", forward=run)
+    quantized.clear()
+    ditquant.quantize(model, "lrq-w4a8", forward=run, work_dir=work)
+    assert "recorded is damaged" in capsys.readouterr().err
+    assert len(quantized) == 10 and equal_states(model, truth)
+
+
+def test_a_damaged_layer_of_a_model_in_one_pass_is_computed_again(quantized, tmp_path, capsys):
+    work = tmp_path / "work"
+    truth, model = tiny("latte"), tiny("latte")
+    ditquant.quantize(truth, "lrq-w4a8", forward=run, work_dir=work)
+    name = quantized[3]
+    quantized.clear()
+    cut(work / name / "layers.safetensors")
+    ditquant.quantize(model, "lrq-w4a8", forward=run, work_dir=work)
+    assert quantized == [name] and equal_states(model, truth)
+    assert f"{name} is damaged and computed again" in capsys.readouterr().err

@@ -85,7 +85,8 @@ def test_a_component_in_shards_loads_and_runs(name, tmp_path, monkeypatch):
     assert all(torch.equal(loaded[key], whole[key]) for key in loaded)
 
 
-def test_a_killed_run_goes_on(model, quantized, prompts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [None, "layers.safetensors", "carried/*.safetensors"])
+def test_a_killed_run_goes_on(damaged, model, quantized, prompts, tmp_path, monkeypatch):
     words = ("quantize", model, "--recipe", "lrq-w4a8", "--prompts", prompts, "-o", tmp_path / "made")
     words += ("--max-memory", "3GiB", "--work-dir", tmp_path / "work")
     fit, made = engine.quantize_layer, []
@@ -99,7 +100,11 @@ def test_a_killed_run_goes_on(model, quantized, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "quantize_layer", fit_some)
     assert ditquant(*words).code == 130
     monkeypatch.setattr(engine, "quantize_layer", fit)
-    assert (tmp_path / "work" / "transformer.transformer_blocks.0").is_dir() and not (tmp_path / "made").exists()
+    block = tmp_path / "work" / "transformer.transformer_blocks.0"
+    assert block.is_dir() and not (tmp_path / "made").exists()
+    if damaged:
+        file = next(block.glob(damaged))
+        file.write_bytes(file.read_bytes()[:1000])
     succeed(*words)
     assert equal_weights(tmp_path / "made", quantized) and not (tmp_path / "work").exists()
 

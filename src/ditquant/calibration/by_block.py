@@ -70,25 +70,31 @@ def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = 
     walk, stages = Walk(recording), _stages(part, recording)
     last = max(i for i, stage in enumerate(stages) if stage.data)  # nothing has to be seen behind it
     ready = next((i for i, stage in enumerate(stages) if work is None or not work.done(stage.unit)), len(stages))
+    whole = {i for i in range(ready) if work.whole(stages[i].unit, part.linears(stages[i].new))}
+    # the results of the last finished block alone are kept: without them the calls are run through all blocks again
+    on = bool(ready) and len(whole) == ready and (ready > last or work.restore(stages[ready - 1].unit, walk))
+    first = ready if on else 0
     say(_forecast(part, recording, stages, ready, kept=work is not None))
     made: dict[str, QuantLinear] = {}
     with progress_bar(total=len(part.layers), desc="quantizing", unit="layer") as bar:
         for i, (step, stage) in enumerate(zip(walk.steps(), stages, strict=True)):
-            if i < ready:
-                made |= work.load(stage.unit, part.linears(stage.new))
-                bar.update(len(stage.new))
-                if i == ready - 1:
-                    work.restore(stage.unit, walk)
+            if i < first:
+                made |= _load_block(part, stage, work, bar)
                 continue
             with held(step.block):
-                made |= _quantize_block(part, walk, step, stage.data, stage.new, bar)
+                if i in whole:
+                    made |= _load_block(part, stage, work, bar)
+                else:
+                    made |= _quantize_block(part, walk, step, stage.data, stage.new, bar)
                 if i < last:
                     inside = {name: made[name] for name in stage.inside}
                     with part.swapped(inside), decoded_once(inside.values()):
                         walk.run(step, carry=True)
+            new = {name: made[name] for name in stage.new}
+            if work is not None and i not in whole:
+                before = stages[i - 1].unit if i else None
+                work.save(stage.unit, new, walk if ready - 1 <= i < last else None, before)
             if work is not None:
-                new, before = {name: made[name] for name in stage.new}, stages[i - 1].unit if i else None
-                work.save(stage.unit, new, walk if i < last else None, before)
                 part.let_go(new)
     return made
 
@@ -113,6 +119,11 @@ def _stages(part: Part, recording: Recording) -> list[_Stage]:
         known.update(new)
         stages.append(_Stage(part.unit(unit), inside, new, [name for name in new if name in part.data]))
     return stages
+
+
+def _load_block(part: Part, stage: _Stage, work: WorkFolder, bar: tqdm) -> dict[str, QuantLinear]:
+    bar.update(len(stage.new))
+    return work.load(stage.unit, part.linears(stage.new))
 
 
 def _quantize_block(

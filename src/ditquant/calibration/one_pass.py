@@ -17,7 +17,7 @@ def quantize_one_pass(
     """Return the quantized layers of a part; `run` runs the model, more than once where it has many Gram matrices."""
     made: dict[str, QuantLinear] = {}
     for names in _groups(part):
-        left = [name for name in names if work is None or not work.done(part.unit(name))]
+        left = [name for name in names if work is None or not work.whole(part.unit(name), part.linears([name]))]
         seen = {}
         if left and run is not None:
             watched = part.linears([name for name in names if name in part.data])

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from ditquant.atomic import atomic_folder, check_folder, clear_errors
 from ditquant.calibration.arguments import NotPlain
 from ditquant.calibration.kept import (
+    Damaged,
     load_carried,
     load_layers,
     load_recording,
@@ -29,6 +30,7 @@ from ditquant.calibration.walk import Walk
 from ditquant.errors import DitQuantError
 from ditquant.nn import QuantLinear
 from ditquant.on_disk import values
+from ditquant.progress import say
 
 _RUN = "run.json"
 _SAMPLED = 256  # values of every weight that are looked at
@@ -65,8 +67,25 @@ class WorkFolder:
         """Say whether a unit is finished."""
         return (self.path / unit).is_dir()
 
+    def whole(self, unit: str, linears: Mapping[str, nn.Linear]) -> bool:
+        """Say whether a unit is finished and can be read; one in pieces is told."""
+        if not self.done(unit):
+            return False
+        with self._told(unit):
+            self.load(unit, linears)
+            return True
+        return False
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Say that a file in pieces is done without."""
+        try:
+            yield
+        except Damaged as error:
+            say(f"{self.path / what} is damaged and computed again: {error}")
+
     def load(self, unit: str, linears: Mapping[str, nn.Linear]) -> dict[str, QuantLinear]:
-        """Return the quantized layers of a finished unit, by their names."""
+        """Return the quantized layers of a finished unit, by their names; see `whole`."""
         return load_layers(self.path / unit, linears)
 
     def save(
@@ -80,9 +99,12 @@ class WorkFolder:
         if before is not None:
             shutil.rmtree(self.path / before / "carried", ignore_errors=True)
 
-    def restore(self, unit: str, walk: Walk) -> None:
-        """Give a walk what it carried on from a finished unit."""
-        load_carried(self.path / unit, walk)
+    def restore(self, unit: str, walk: Walk) -> bool:
+        """Give a walk what it carried on from a finished unit; False if that cannot be read."""
+        with self._told(f"{unit}/carried"):
+            load_carried(self.path / unit, walk)
+            return True
+        return False
 
     def save_recording(self, name: str, recording: Recording) -> None:
         """Keep the recorded calls; those with arguments that files cannot hold are recorded again."""
@@ -90,8 +112,10 @@ class WorkFolder:
             save_recording(self.path / name, recording)
 
     def load_recording(self, name: str, recording: Recording) -> bool:
-        """Fill a recording with the calls that were kept; False if there are none."""
-        return load_recording(self.path / name, recording)
+        """Fill a recording with the calls that were kept; False if there are none, or they cannot be read."""
+        with self._told(name):
+            return load_recording(self.path / name, recording)
+        return False
 
 
 def check_work(path: Path) -> None:
