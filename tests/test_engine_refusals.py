@@ -115,13 +115,37 @@ def test_settings_reach_the_calibration():
 
 
 def test_the_first_layer_that_saw_nan_is_named():
-    """After one step everything is NaN, the first block included."""
+    """A scale overflows; after one step everything is NaN, the first block included."""
     pipeline = tiny_pixart_pipeline()
-    pipeline.transformer.transformer_blocks[1].scale_shift_table.data[0, 0] = float("nan")
+    pipeline.transformer.transformer_blocks[1].scale_shift_table.data[1, 0] = 3e38
     with pytest.raises(DitQuantError, match=r"'transformer_blocks\.1\.attn1\.to_q' holds NaN"):
         ditquant.quantize(pipeline, "lrq-w4a8", prompts=PROMPTS[:1])
     assert not quantized_layers(pipeline.transformer)
     assert torch.isfinite(next(pipeline.transformer.parameters())).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name", ["transformer_blocks.1.ff.net.2.bias", "transformer_blocks.0.scale_shift_table", "proj_out.weight"]
+)
+def test_what_stays_in_floating_point_is_checked_before_calibration(name, value):
+    pipeline, calls = tiny_pixart_pipeline(), []
+    pipeline.transformer.get_parameter(name).data.view(-1)[3] = value
+    pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    for options in ({}, {"prompts": PROMPTS[:1]}):
+        with pytest.raises(DitQuantError, match=f"'{name}' holds NaN or infinite values"):
+            ditquant.quantize(pipeline, "rtn-w4a8" if not options else "lrq-w4a8", **options)
+    assert not calls and not quantized_layers(pipeline.transformer)
+
+
+def test_masks_may_be_infinite():
+    model = Odd()
+    model.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+    assert ditquant.quantize(model, "rtn-w4a8").layers
+    model = Odd()
+    model.register_buffer("table", torch.tensor([0.0, float("nan")]))
+    with pytest.raises(DitQuantError, match="'table' holds NaN"):
+        ditquant.quantize(model, "rtn-w4a8")
 
 
 @pytest.mark.parametrize("seed", [None, "a", 1.5, -1, True, 2**64])

@@ -10,7 +10,7 @@ import ditquant
 ROOT = Path(ditquant.__file__).parent
 ORDER = [
     {"errors", "words", "progress", "quiet", "origin"},
-    {"registry", "atomic", "distributed", "hub", "skeleton", "stored", "recipe_file"},
+    {"registry", "finite", "atomic", "distributed", "hub", "skeleton", "stored", "recipe_file"},
     {"specs", "on_disk"},
     {"stats", "formats", "choice"},
     {"kernels"},

@@ -81,8 +81,8 @@ def quantize(
         The plan; for a pipeline with several transformers the names start with the component's.
 
     Raises:
-        DitQuantError: an unknown recipe, no layer that it matches, NaN or infinite weights or inputs (names the layer),
-            a group size that does not divide a width, a model that is already quantized or not loaded, a calibration
+        DitQuantError: an unknown recipe, no layer that it matches, NaN or infinite parameters or inputs (names the
+            tensor or the layer), a group size that does not divide a width, a model that is already quantized or not loaded, a calibration
             that does not reach the model, a work folder of another run.
     """
     recipe, seed = Recipe.load(recipe), _check_seed(seed)

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.cli.command import contents, ditquant, refused
+from tests.tiny import WIDTH
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Q = "quantize bad -o out"
@@ -54,10 +55,10 @@ def cut(file: str, keep: float):
     return damage
 
 
-def set_value(name: str, value: float):
+def set_value(name: str, value: float, place: int = 3):
     def change(tensors):
         tensors[name] = tensors[name].clone()
-        tensors[name].view(-1)[3] = value
+        tensors[name].view(-1)[place] = value
 
     return change_tensors(change)
 
@@ -67,8 +68,10 @@ def write(file: str, text: str):
 
 
 FULL_PRECISION = {
-    "nan weight": (set_value(f"{LAYER}.weight", float("nan")), (f"'{LAYER}'", "NaN or infinite")),
-    "infinite weight": (set_value(f"{LAYER}.weight", float("inf")), (f"'{LAYER}'", "NaN or infinite")),
+    "nan weight": (set_value(f"{LAYER}.weight", float("nan")), (f"'{LAYER}.weight'", "NaN or infinite")),
+    "nan bias": (set_value(f"{LAYER}.bias", float("nan")), (f"'{LAYER}.bias'", "NaN or infinite")),
+    "infinite table": (set_value("scale_shift_table", float("inf")), ("'scale_shift_table'", "NaN or infinite")),
+    "infinite weight": (set_value(f"{LAYER}.weight", float("inf")), (f"'{LAYER}.weight'", "NaN or infinite")),
     "truncated": (cut(WEIGHTS, 0.5), ("cannot load 'bad'", "complete")),
     "empty file": (cut(WEIGHTS, 0), ("cannot load 'bad'",)),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), ("cannot load 'bad'",)),
@@ -171,7 +174,7 @@ def test_inspect_checks_a_plan_against_the_model(place, quantized):
 
 def test_nan_activations_name_the_layer(place, model):
     (place / "one.txt").write_text("a fox")
-    damage = set_value("transformer_blocks.1.scale_shift_table", float("nan"))
+    damage = set_value("transformer_blocks.1.scale_shift_table", 3e38, place=WIDTH + 3)  # a scale, which overflows
     refuse(place, model, damage, f"{Q} --prompts one.txt", ("'transformer_blocks.1.attn1.to_", "during calibration"))
 
 

@@ -184,6 +184,18 @@ def test_what_cannot_be_done_is_refused(model, prompts, tmp_path, options, parts
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["transformer_blocks.1.ff.net.2.bias", "scale_shift_table"])
+def test_values_that_are_no_numbers_are_found_before_calibration(model, prompts, tmp_path, name):
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    pipeline.transformer.get_parameter(name).data.view(-1)[3] = float("inf")
+    pipeline.save_pretrained(tmp_path / "bad")
+    for options in ((), ("--prompts", prompts)):
+        words = ("quantize", tmp_path / "bad", "-o", tmp_path / "made", *options)
+        run = ditquant(*words, "--max-memory", "3GiB")
+        assert run.code == 2 and f"error: '{name}' holds NaN or infinite values" in run.err
+        assert "calibrating" not in run.err and not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("4GiB", 4 << 30), ("1.5 gb", 1_500_000_000), ("700 MiB", 700 << 20), (" 2TB ", 2 * 10**12)]
 )

@@ -112,3 +112,12 @@ def test_the_configuration_prints_and_refuses():
         DitQuantConfig(plan=3)
     with pytest.raises(DitQuantError, match="checksums 3 is not allowed"):
         DitQuantConfig(recipe="rtn-w4a8", checksums=3)
+
+
+@pytest.mark.parametrize("name", ["transformer_blocks.1.ff.net.2.bias", "scale_shift_table"])
+def test_what_stays_in_floating_point_is_finite(tmp_path, name):
+    model = tiny("pixart")
+    model.get_parameter(name).data.view(-1)[3] = float("nan")
+    model.save_pretrained(tmp_path / "full")
+    with pytest.raises(DitQuantError, match=f"'{name}' holds NaN"):
+        load(tmp_path / "full")

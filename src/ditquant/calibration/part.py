@@ -4,13 +4,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ditquant.errors import DitQuantError
+from ditquant.finite import check_finite
 from ditquant.models import Layer
 from ditquant.nn import QuantLinear, set_module
-from ditquant.on_disk import held, lies_on_disk
+from ditquant.on_disk import lies_on_disk, values
 from ditquant.stats import SAMPLE_SIZE, LayerStats
 
 
@@ -76,11 +76,19 @@ def statistics_bytes(layer: Layer, gram: bool, curved: bool = False) -> int:
 
 
 def check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
-    """Refuse weights that are not loaded, or not finite."""
-    for layer in layers:
-        linear = model.get_submodule(layer.name)
-        with held(linear):
-            _check_weight(layer.name, linear.weight)
+    """Refuse weights that are not loaded or not floating-point numbers, and any parameter that is not finite.
+
+    A model that lies on disk is read once, tensor by tensor.
+    """
+    weights = {f"{layer.name}.weight": layer.name for layer in layers}
+
+    def state() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in values(model):
+            if name in weights:
+                _check_weight(weights[name], tensor)
+            yield name, tensor
+
+    check_finite(model, state())
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
@@ -92,5 +100,3 @@ def _check_weight(name: str, weight: Tensor) -> None:
         raise DitQuantError(
             f"the weight of {name!r} is stored as {weight.dtype}. Load the model in bfloat16 or float32."
         )
-    if not bool(torch.isfinite(weight).all()):
-        raise DitQuantError(f"the weight of {name!r} holds NaN or infinite values. Check the checkpoint.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ditquant.engine import match, quantize_layer
 from ditquant.errors import DitQuantError
+from ditquant.finite import check_finite
 from ditquant.models import find_linears
 from ditquant.nn import QuantLinear, set_module
 from ditquant.recipe import Recipe, Rule
@@ -44,11 +45,12 @@ class OnTheFly:
         """Return the plan of what was quantized, in the model's order.
 
         Raises:
-            DitQuantError: the checkpoint has no weight for one of the layers.
+            DitQuantError: the checkpoint has no weight for one of the layers, or NaN or infinite values beside them.
         """
         for name in self.rules:
             if name not in self.plan:
                 raise DitQuantError(f"the checkpoint has no weight for layer {name!r}. Load one that fits the model.")
+        check_finite(model, model.state_dict().items())
         order = [name for name, m in model.named_modules() if isinstance(m, QuantLinear)]
         return QuantPlan({name: self.plan[name] for name in order}, self.recipe.name)
 
