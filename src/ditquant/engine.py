@@ -31,6 +31,7 @@ from ditquant.calibration.attention import fit_runs
 from ditquant.errors import DitQuantError, of_layer
 from ditquant.fitting import fit_layer
 from ditquant.formats import FORMATS
+from ditquant.groups import check_some_fit, fit_groups, say_fitted
 from ditquant.integrations.attention import attend_by, entry, plan_of
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
@@ -82,14 +83,16 @@ def quantize(
 
     Raises:
         DitQuantError: an unknown recipe, no layer that it matches, NaN or infinite parameters or inputs (names the
-            tensor or the layer), a group size that does not divide a width, a model that is already quantized or not loaded, a calibration
-            that does not reach the model, a work folder of another run.
+            tensor or the layer), a group size that divides no layer's width, a model that is already quantized or not
+            loaded, a calibration that does not reach the model, a work folder of another run.
     """
     recipe, seed = Recipe.load(recipe), _check_seed(seed)
     if prompts is not None and not isinstance(prompts, str | Mapping):
         prompts = list(prompts)
     parts_of = transformers_of(model)
     matched = {name: match(part, recipe) for name, part in parts_of.items()}
+    if fitted := say_fitted(recipe.match, chain.from_iterable(matched.values())):
+        log.warning("groups are fitted to the width of their layer: %s", fitted)
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
     run = runner(model, prompts, forward, seed, settings)
     check_max_calls(max_calls)
@@ -177,8 +180,11 @@ def _check_seed(seed: Any) -> int:
 def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:
     """Pair the layers that a recipe quantizes with their rules; reads no values, so meta modules do too.
 
+    A layer whose width a group size does not divide has the largest groups below that do (see `fit_groups`).
+
     Raises:
-        DitQuantError: no layer matches, a pattern matches none, a group size does not divide, the model is quantized.
+        DitQuantError: no layer matches, a pattern matches none, a group size divides no layer's width and the recipe is
+            not for any width, the model is quantized.
     """
     if any(isinstance(m, QuantLinear) for m in model.modules()):
         raise DitQuantError("the model is quantized already. Load the full-precision one.")
@@ -188,6 +194,9 @@ def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:
     recipe.check_patterns([(layer.name, layer.role) for layer in layers])
     found = [(layer, recipe.match(layer.role, layer.name)) for layer in layers]
     rules = [(layer, rule) for layer, rule in found if rule is not None and rule.weight is not None]
+    if not recipe.any_width:
+        check_some_fit(rules)
+    rules = [(layer, fit_groups(rule, layer.in_features)) for layer, rule in rules]
     for layer, rule in rules:
         check_rule(rule, layer)
     return rules

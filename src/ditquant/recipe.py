@@ -25,24 +25,30 @@ from ditquant.specs import build
 
 __all__ = ["Recipe", "Rule", "list_recipes"]
 
-_KEYS = ("name", "description", "variants", "attention", "rules")
+_KEYS = ("name", "description", "variants", "attention", "any_width", "rules")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Rules in order: the first that matches a layer decides; a layer that none matches stays in floating point.
 
-    `attention` is how tokens attend (PAROAttention); with it a recipe may have no rules.
+    `attention` is how tokens attend (PAROAttention); with it a recipe may have no rules. `any_width` is for recipes
+    written without a model in view: a group size may divide none of its widths (see `groups`).
     """
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
     attention: AttentionSpec | None = None
+    any_width: bool = False
 
     def __post_init__(self):
         if type(self.name) is not str or not self.name or type(self.description) is not str:
             raise DitQuantError(f"a recipe needs a name and may have a description in words, got name {self.name!r}.")
+        if type(self.any_width) is not bool:
+            raise DitQuantError(
+                f"any_width {self.any_width!r} of recipe {self.name!r} is not allowed. Choose true or false."
+            )
         if not self.rules and self.attention is None:
             raise DitQuantError(f"recipe {self.name!r} has no rules. Give at least one under 'rules'.")
 
@@ -73,7 +79,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with all bits written out."""
         data = json.loads(json.dumps(asdict(self)))
-        return data if self.attention is not None else {k: v for k, v in data.items() if k != "attention"}
+        return {k: v for k, v in data.items() if k not in ("attention", "any_width") or v}
 
     @staticmethod
     def from_dict(data: Any, variant: str | None = None, what: str = "a recipe") -> "Recipe":
@@ -98,7 +104,8 @@ class Recipe:
         attention = data.get("attention")
         if attention is not None:
             attention = _read_attention(attention, f"attention of {what}")
-        return Recipe(name if variant is None else f"{name}-{variant}", rules, data.get("description", ""), attention)
+        full = name if variant is None else f"{name}-{variant}"
+        return Recipe(full, rules, data.get("description", ""), attention, data.get("any_width", False))
 
     @staticmethod
     def load(recipe: "str | Path | Mapping[str, Any] | Recipe") -> "Recipe":
