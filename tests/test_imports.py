@@ -16,7 +16,7 @@ ORDER = [
     {"kernels"},
     {"transforms", "quantizers", "models", "attention", "pipelines"},
     {"nn", "rule"},
-    {"recipe", "groups"},
+    {"recipe", "groups", "effort"},
     {"sizes", "integrations", "calibration"},
     {"fitting", "shards"},
     {"engine"},

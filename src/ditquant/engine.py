@@ -20,6 +20,7 @@ from ditquant.calibration import (
     PromptRun,
     TensorStore,
     WorkFolder,
+    announce,
     check_max_calls,
     check_weights,
     describe_models,
@@ -28,6 +29,7 @@ from ditquant.calibration import (
     record_parts,
 )
 from ditquant.calibration.attention import fit_runs
+from ditquant.effort import fit_seconds
 from ditquant.errors import DitQuantError, of_layer
 from ditquant.fitting import fit_layer
 from ditquant.formats import FORMATS
@@ -142,6 +144,7 @@ def _fit_layers(
         )
     work = None if work_dir is None else WorkFolder(work_dir, describe_models(model, parts) | chosen)
     made: dict[str, dict[str, QuantLinear]] = {}
+    announce(parts, run, max_calls, recorded_bytes)
     with TensorStore(recorded_bytes) as store:
         recordings = {} if run is None else record_parts(parts, run, store, max_calls, work)
         for part in parts:
@@ -266,7 +269,9 @@ def _part(
 
     grams = [layer.name for layer, rule in matched if rule.quantizer in NEEDS_GRAM]
     curved = [layer.name for layer, rule in matched if reads_curvature(rule.quantizer_options)]
-    return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed, curved)
+    seen = missed is not None  # without data to calibrate with no layer has statistics
+    effort = {x.name: fit_seconds(rule, x.out_features, x.in_features, seen) for x, rule in matched}
+    return Part(name, model, {layer.name: layer for layer, _ in matched}, data, grams, make, seed, curved, effort)
 
 
 def _texts(part: Part, prompts: Any) -> list[str]:

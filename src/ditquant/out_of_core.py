@@ -12,6 +12,7 @@ from torch import nn
 from ditquant import shards
 from ditquant.atomic import atomic_folder
 from ditquant.calibration import can_walk, layer_places
+from ditquant.effort import fit_seconds
 from ditquant.engine import match, quantize
 from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
@@ -19,7 +20,7 @@ from ditquant.max_memory import Budget, foresee_memory, gib, give_back_what_is_f
 from ditquant.models import family_of
 from ditquant.on_disk import leave_on_disk, tensor_places
 from ditquant.origin import forget_origin
-from ditquant.progress import say
+from ditquant.progress import minutes, say
 from ditquant.quantizers import reads_curvature
 from ditquant.recipe import Recipe
 from ditquant.sizes import foresee
@@ -28,7 +29,6 @@ from ditquant.sources import Source, loading
 from ditquant.specs import QuantPlan
 from ditquant.stored import cast_back, only_variant, tensor_files
 
-FIT_SECONDS = 2.5e-7  # a weight, on one core
 READ_BYTES = 1e9  # a second, of files
 
 
@@ -63,7 +63,7 @@ def quantize_on_disk(
         _check(model, recipe, prompts is not None)
     budget = foresee_memory(modules, transformers.values(), recipe, prompts is not None, limit)
     budget.check()
-    say(_forecast(transformers, recipe, folder, budget))
+    say(_forecast(transformers, recipe, folder, budget, prompts is not None))
     with _work(work_dir, output) as work:
         calibration = {} if prompts is None else {"prompts": prompts, "settings": settings}
         plan = quantize(loaded, recipe, seed=seed, work_dir=work, recorded_bytes=budget.left // 2, **calibration)
@@ -130,15 +130,15 @@ def _work(work_dir: Path | None, output: Path) -> Iterator[Path]:
         yield Path(work)
 
 
-def _forecast(transformers: Mapping[str, nn.Module], recipe: Recipe, folder: Path, budget: Budget) -> str:
+def _forecast(transformers: Mapping[str, nn.Module], recipe: Recipe, folder: Path, budget: Budget, data: bool) -> str:
     """Say how much there is to do, and what it takes."""
     matched = {name: match(model, recipe) for name, model in transformers.items()}
     made = sum(foresee(transformers[name], found).total_bytes for name, found in matched.items())
     stored = sum(file.stat().st_size for name in matched for file in tensor_files(folder / name))
-    weights = sum(layer.parameters for found in matched.values() for layer, _ in found)
-    minutes = (weights * FIT_SECONDS + 3 * stored / READ_BYTES) / 60
+    fits = (fit_seconds(r, x.out_features, x.in_features, data) for found in matched.values() for x, r in found)
+    seconds = sum(fits) + 3 * stored / READ_BYTES
     return (
         f"{sum(map(len, matched.values()))} layers of {gib(stored)} in files, {gib(budget.limit)} of memory: {budget}, "
         f"{gib(budget.left)} for recorded calls and what a block computes; about {gib(2 * made)} of disk, half of it "
-        f"for the time being; about {max(1, round(minutes))} min, and every call of the model reads its blocks again"
+        f"for the time being; about {minutes(seconds)} min to fit, and every call of the model reads its blocks again"
     )

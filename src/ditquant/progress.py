@@ -19,3 +19,8 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
 def say(line: str) -> None:
     """Print a line on standard error, above the bars."""
     tqdm.write(line, file=sys.stderr)
+
+
+def minutes(seconds: float) -> int:
+    """Round a time up to what is worth saying."""
+    return max(1, round(seconds / 60))

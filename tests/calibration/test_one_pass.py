@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import ditquant
-from ditquant.calibration import by_block, collect, one_pass
+from ditquant import engine
+from ditquant.calibration import collect, one_pass
 from ditquant.stats import LayerStats
 from tests.tiny import run, tiny
 
@@ -70,13 +71,14 @@ def test_without_samples_seeds_do_not_matter_and_every_layer_is_seen():
 
 
 def test_the_forecast_counts_what_is_left(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(by_block, "_FIT_SECONDS", 60.0)
+    monkeypatch.setattr(engine, "fit_seconds", lambda rule, rows, columns, data: 60.0 * rows * columns * data)
     model = tiny("pixart")
     weights = sum(m.weight.numel() for m in model.transformer_blocks.modules() if isinstance(m, nn.Linear))
     ditquant.quantize(model, "lrq-w4a8", forward=run, work_dir=tmp_path)
-    assert "20 layers in 2 blocks; 1 recorded calls take 0 MiB of memory and 0 MiB of disk" in (
-        line := capsys.readouterr().err
-    )
-    assert f"about {weights} min" in line
+    before, after, *_ = capsys.readouterr().err.splitlines()
+    assert "20 layers in 2 blocks; the model is run, at most 16 calls are recorded" in before
+    assert f"about {weights} min to fit" in before
+    assert "20 layers in 2 blocks; 1 recorded calls take 0 MiB of memory and 0 MiB of disk" in after
+    assert f"about {weights} min are left" in after
     ditquant.quantize(tiny("pixart"), "lrq-w4a8", forward=run, work_dir=tmp_path)
     assert "2 of them finished before" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from torch import nn
 
 from ditquant.auto.clock import Clock
 from ditquant.auto.front import Way
-from ditquant.calibration import Part, TensorStore, quantize_blocks, record_parts
+from ditquant.calibration import Part, TensorStore, announce, quantize_blocks, record_parts
+from ditquant.effort import fit_seconds
 from ditquant.errors import DitQuantError
 from ditquant.fitting import choose_basis, fit_layer, output_noise
 from ditquant.models import Layer
@@ -80,13 +81,22 @@ def measure(
         return made[-1]  # it has 8 bits: blocks behind see what they would in full precision
 
     names = {layer.name: layer for layer, _ in matched}
-    part = Part(name, model, names, set(names), set(names), make, seed, set(names))
+    effort = {layer.name: _effort(layer, rule) for layer, rule in matched}
+    part = Part(name, model, names, set(names), set(names), make, seed, set(names), effort)
+    announce([part], run, max_calls)
     with TensorStore() as store:
         recordings = record_parts([part], run, store, max_calls)
         if name not in recordings:
             raise DitQuantError("bits can only be chosen for a model whose blocks can be run one by one.")
         quantize_blocks(part, recordings[name])
     return ways
+
+
+def _effort(layer: Layer, rule: Rule) -> float:
+    """Return about how long a layer takes in all ways."""
+    settled = replace(rule, choose=replace(rule.choose, transforms=()))
+    size = (layer.out_features, layer.in_features)
+    return fit_seconds(rule, *size) + sum(fit_seconds(offer, *size) for offer in offers(settled))
 
 
 def _settled(linear: nn.Linear, name: str, rule: Rule, stats: LayerStats, seed: int) -> Rule:

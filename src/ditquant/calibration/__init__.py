@@ -2,6 +2,7 @@
 
 from ditquant.calibration.by_block import quantize_blocks, record_parts
 from ditquant.calibration.collect import collect
+from ditquant.calibration.forecast import announce
 from ditquant.calibration.kept import layer_places
 from ditquant.calibration.one_pass import quantize_one_pass
 from ditquant.calibration.part import Part, check_weights, statistics_bytes
@@ -16,6 +17,7 @@ __all__ = [
     "PromptRun",
     "TensorStore",
     "WorkFolder",
+    "announce",
     "can_walk",
     "check_max_calls",
     "check_weights",

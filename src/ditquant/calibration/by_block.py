@@ -1,6 +1,7 @@
 """Quantize a model block by block: every block sees what the quantized blocks before it make of the recorded calls."""
 
 import logging
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from tqdm import tqdm
 from ditquant.calibration.collect import check_finite, collect, watched
 from ditquant.calibration.curvature import curvatures
 from ditquant.calibration.decoded import decoded_once
-from ditquant.calibration.part import Part, statistics_bytes
+from ditquant.calibration.forecast import MIB, at_this_pace, group_bytes, passes_of, told_of_calls
+from ditquant.calibration.part import Part
 from ditquant.calibration.record import Recording, can_walk, empty_recording, record
 from ditquant.calibration.store import TensorStore
 from ditquant.calibration.walk import Step, Walk, problem_of
@@ -20,12 +22,10 @@ from ditquant.models import family_of
 from ditquant.nn import QuantLinear
 from ditquant.on_disk import held
 from ditquant.progress import bar as progress_bar
-from ditquant.progress import say
+from ditquant.progress import minutes, say
 from ditquant.stats import LayerStats
 
 log = logging.getLogger(__name__)
-_FIT_SECONDS = 2.5e-7  # a weight: Twin-Log on one core, for the first estimate
-_MIB = 1 << 20
 
 
 def record_parts(
@@ -48,7 +48,8 @@ def record_parts(
         return found
     here = [part for part in parts if part.name in new]
     linears = {f"{p.name}:{name}": linear for p in here for name, linear in p.linears(p.data).items()}
-    with watched(linears, check_finite):
+    passes = partial(_passes, here, max_calls)
+    with watched(linears, check_finite), told_of_calls(here, run, passes):
         record(new, run, max_calls, here[0].seed, [part.name for part in here if part.curved])
     for part in here:
         recording = new[part.name]
@@ -65,6 +66,10 @@ def record_parts(
     return found
 
 
+def _passes(parts: Sequence[Part], max_calls: int, steps: int) -> float:
+    return steps + sum(passes_of(part, min(max_calls, steps)) for part in parts)
+
+
 def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = None) -> dict[str, QuantLinear]:
     """Return the quantized layers of a part; the model is as before when it returns or raises."""
     walk, stages = Walk(recording), _stages(part, recording)
@@ -74,13 +79,14 @@ def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = 
     # the results of the last finished block alone are kept: without them the calls are run through all blocks again
     on = bool(ready) and len(whole) == ready and (ready > last or work.restore(stages[ready - 1].unit, walk))
     first = ready if on else 0
-    say(_forecast(part, recording, stages, ready, kept=work is not None))
+    say(_recorded(part, recording, stages, ready, kept=work is not None))
     made: dict[str, QuantLinear] = {}
     with progress_bar(total=len(part.layers), desc="quantizing", unit="layer") as bar:
         for i, (step, stage) in enumerate(zip(walk.steps(), stages, strict=True)):
             if i < first:
                 made |= _load_block(part, stage, work, bar)
                 continue
+            begin = time.perf_counter()
             with held(step.block):
                 if i in whole:
                     made |= _load_block(part, stage, work, bar)
@@ -96,6 +102,10 @@ def quantize_blocks(part: Part, recording: Recording, work: WorkFolder | None = 
                 work.save(stage.unit, new, walk if ready - 1 <= i < last else None, before)
             if work is not None:
                 part.let_go(new)
+            if i == ready and new:
+                left = [name for later in stages[i + 1 :] for name in later.new]
+                said = _seconds(part, recording, stages, i + 1)
+                at_this_pace(part, time.perf_counter() - begin, stage.new, left, said)
     return made
 
 
@@ -145,20 +155,22 @@ def _quantize_block(
     return made
 
 
-def _forecast(part: Part, recording: Recording, stages: list[_Stage], ready: int, kept: bool) -> str:
-    """Say how much there is to do, and what it takes; `kept` recordings lie in a work folder too."""
+def _seconds(part: Part, recording: Recording, stages: list[_Stage], ready: int) -> float:
+    """Return about how long the blocks that are left take."""
+    calls = len(recording.lists[0].calls)
+    left = [name for stage in stages[ready:] for name in stage.new]
+    return recording.seconds_per_call * passes_of(part, calls, ready) + part.fit_seconds(left)
+
+
+def _recorded(part: Part, recording: Recording, stages: list[_Stage], ready: int, kept: bool) -> str:
+    """Say what was recorded, and what is left to do; `kept` recordings lie in a work folder too."""
     store, calls = recording.store, len(recording.lists[0].calls)
     disk = store.disk_bytes + kept * (store.disk_bytes + store.memory_bytes)
-    statistics = max(
-        sum(statistics_bytes(part.layers[n], n in part.grams, n in part.curved) for n in stage.data) for stage in stages
-    )
-    weights = sum(part.layers[name].parameters for stage in stages[ready:] for name in stage.new)
-    blocks = sum(1 for stage in stages[ready:] if stage.data)
-    seconds = 2 * recording.seconds_per_call * calls * blocks / len(stages) + weights * _FIT_SECONDS
+    statistics = max(group_bytes(part, stage.new) for stage in stages)
     return (
         f"{part.name or type(part.model).__name__}: {len(part.layers)} layers in {len(stages)} blocks"
         + (f", {ready} of them finished before" if ready else "")
-        + f"; {calls} recorded calls take {store.memory_bytes / _MIB:.0f} MiB of memory and "
-        f"{disk / _MIB:.0f} MiB of disk, a block's statistics up to {statistics / _MIB:.0f} MiB; "
-        f"about {max(1, round(seconds / 60))} min"
+        + f"; {calls} recorded calls take {store.memory_bytes / MIB:.0f} MiB of memory and "
+        f"{disk / MIB:.0f} MiB of disk, a block's statistics up to {statistics / MIB:.0f} MiB; "
+        f"about {minutes(_seconds(part, recording, stages, ready))} min are left"
     )

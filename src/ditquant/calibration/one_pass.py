@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from ditquant.calibration.collect import collect
+from ditquant.calibration.forecast import told_of_calls
 from ditquant.calibration.part import Part
 from ditquant.calibration.work import WorkFolder
 from ditquant.nn import QuantLinear
@@ -16,12 +17,16 @@ def quantize_one_pass(
 ) -> dict[str, QuantLinear]:
     """Return the quantized layers of a part; `run` runs the model, more than once where it has many Gram matrices."""
     made: dict[str, QuantLinear] = {}
-    for names in _groups(part):
+    groups = list(_groups(part))
+    for names in groups:
         left = [name for name in names if work is None or not work.whole(part.unit(name), part.linears([name]))]
         seen = {}
         if left and run is not None:
             watched = part.linears([name for name in names if name in part.data])
-            seen = collect(watched, run, seed=part.seed, grams=part.grams) if watched else {}
+            if watched:
+                runs = len(groups) - groups.index(names)
+                with told_of_calls([part], run, lambda steps, runs=runs: steps * runs):
+                    seen = collect(watched, run, seed=part.seed, grams=part.grams)
             if len(watched) == len(part.data) > len(seen) == 0:
                 raise part.never_reached()
         for name in progress_bar(names, desc="quantizing", unit="layer"):

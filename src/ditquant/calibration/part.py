@@ -1,8 +1,8 @@
 """One model to quantize: what is quantized in it, and what that needs to see."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -19,7 +19,8 @@ class Part:
     """A model (a component of a pipeline, or "" alone) and its layers that are quantized, by name.
 
     `data` are those that statistics change, `grams` those that need a Gram matrix, `curved` those that
-    need their output's curvature; `make` quantizes one of them with the statistics that there are.
+    need their output's curvature; `make` quantizes one of them with the statistics that there are, which takes about
+    `effort` seconds.
     """
 
     name: str
@@ -30,10 +31,15 @@ class Part:
     make: Callable[[str, Mapping[str, LayerStats]], QuantLinear]
     seed: int = 0
     curved: Collection[str] = ()
+    effort: Mapping[str, float] = field(default_factory=dict)
 
     def linears(self, names: Collection[str]) -> dict[str, nn.Linear]:
         """Return the modules of some layers."""
         return {name: self.model.get_submodule(name) for name in self.layers if name in names}
+
+    def fit_seconds(self, names: Iterable[str]) -> float:
+        """Return about how long some layers take to be fitted."""
+        return sum(self.effort.get(name, 0.0) for name in names)
 
     def unit(self, name: str) -> str:
         """Name a piece of work after this part."""
