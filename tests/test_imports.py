@@ -11,6 +11,7 @@ ROOT = Path(ditquant.__file__).parent
 ORDER = [
     {"errors", "words", "progress", "quiet", "origin"},
     {"registry", "finite", "atomic", "distributed", "hub", "skeleton", "stored", "recipe_file"},
+    {"threshold"},
     {"specs", "on_disk"},
     {"stats", "formats", "choice"},
     {"kernels"},

@@ -13,6 +13,7 @@ from ditquant.errors import DitQuantError
 from ditquant.models import ROLES, find_linears
 from ditquant.recipe import Recipe, Rule, list_recipes
 from ditquant.specs import ActSpec, TransformSpec, WeightSpec
+from ditquant.threshold import Threshold
 from tests.tiny import TINY, tiny
 
 BITS = ["w3a4", "w3a6", "w3a8", "w3a16", "w4a4", "w4a6", "w4a8", "w4a16", "w6a6", "w8a8"]
@@ -153,6 +154,15 @@ def test_a_shipped_recipe_covers_every_family(name):
     assert all(recipe.match(role, layer).weight is not None for layer, role in layers)
 
 
+def test_thresholds_go_with_the_recipe_and_change_nothing_else():
+    plain = Recipe.from_dict(GOOD)
+    recipe = Recipe.from_dict(GOOD | {"thresholds": ["step_sqnr_db>=20", "ssim >= 0.8"]})
+    assert recipe.thresholds == (Threshold("step_sqnr_db", ">=", 20.0), Threshold("ssim", ">=", 0.8))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.to_dict() == plain.to_dict() | {"thresholds": ["step_sqnr_db>=20.0", "ssim>=0.8"]}
+    assert recipe.makes() == plain.makes() == plain.to_dict() and "thresholds" not in plain.to_dict()
+
+
 def test_rules_in_order():
     recipe = Recipe.load(GOOD)
     keep, some, key = recipe.rules
@@ -213,6 +223,8 @@ BAD = {
     "got name 'mine'": lambda d: d.update(description=3),
     "rule 2 of a recipe must be a mapping, got str": lambda d: d["rules"].__setitem__(1, "role:ffn_up"),
     "rule 2 of a recipe needs a 'target' and a 'weight'": lambda d: d["rules"][1].pop("weight"),
+    "'thresholds' of a recipe must be a list": lambda d: d.update(thresholds={"step_sqnr_db": 20}),
+    "'thresholds' of a recipe: unknown metric 'step_sqnr'": lambda d: d.update(thresholds=["step_sqnr>=20"]),
     "unknown key of rule 2 of a recipe 'quantiser'. Did you mean 'quantizer'": rule(quantiser="rtn"),
     "unknown key of weight of rule 2 of a recipe 'bit'. Did you mean 'bits'": rule(weight={"bits": 4, "bit": 3}),
     "weight of rule 2 of a recipe has no bits. Write them, or give the recipe variants": rule(weight={}),

@@ -19,6 +19,7 @@ from ditquant.specs import (
     check_divides,
     prompt_hash,
 )
+from ditquant.threshold import Threshold
 
 bits = st.integers(2, 8)
 weights = st.builds(
@@ -184,3 +185,11 @@ def test_calibration_prompts_are_kept_as_hashes():
     for lie in ("x", ["0123456789abcdeg"], [1], ["0123456789abcdef0"]):
         with pytest.raises(DitQuantError, match="'calibration' must be a list of hashes"):
             QuantPlan.from_dict(plan.to_dict() | {"calibration": lie})
+
+
+def test_thresholds_are_kept_with_the_plan():
+    plan = QuantPlan({}, "r", thresholds=(Threshold("ssim", ">=", 0.8),))
+    assert plan.to_dict()["thresholds"] == ["ssim>=0.8"] and "thresholds" not in QuantPlan({}, "r").to_dict()
+    assert QuantPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    with pytest.raises(DitQuantError, match="'thresholds' of the plan: unknown metric 'sim'"):
+        QuantPlan.from_dict(plan.to_dict() | {"thresholds": ["sim>=0.8"]})

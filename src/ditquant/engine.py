@@ -103,7 +103,7 @@ def quantize(
             kind_of(part)  # a class without a processor is refused before anything runs
     if work_dir is not None and distributed.count() > 1:
         raise DitQuantError("a work folder is for one process, this run has several. Leave it out, or start one.")
-    chosen = {"recipe": recipe.to_dict(), "prompts": prompts, "forward": forward is not None, "seed": seed}
+    chosen = {"recipe": recipe.makes(), "prompts": prompts, "forward": forward is not None, "seed": seed}
     chosen |= {"settings": settings, "max_calls": max_calls}
     missed: list[str] | None = [] if run else None
     parts = [_part(name, part, matched[name], seed, missed) for name, part in parts_of.items()]
@@ -125,7 +125,8 @@ def quantize(
     if len(plans) == 1:
         return next(iter(plans.values()))
     layers = {f"{p}.{n}": e for p, plan in plans.items() for n, e in plan.layers.items()}
-    return QuantPlan(layers, recipe.name, calibration=max((plan.calibration for plan in plans.values()), key=len))
+    calibration = max((plan.calibration for plan in plans.values()), key=len)
+    return QuantPlan(layers, recipe.name, calibration=calibration, thresholds=recipe.thresholds)
 
 
 def _fit_layers(
@@ -292,6 +293,7 @@ def _swap(
             set_module(part.model, alias, made[name])
     layers = {name: made[name].plan for name in part.layers}
     hashes = tuple(sorted({prompt_hash(text) for text in prompts}))
-    plan = QuantPlan(layers, recipe.name, None if attention is None else entry(attention), calibration=hashes)
+    attended = None if attention is None else entry(attention)
+    plan = QuantPlan(layers, recipe.name, attended, calibration=hashes, thresholds=recipe.thresholds)
     mark_quantized(part.model, plan)
     return plan

@@ -22,10 +22,11 @@ from ditquant.recipe_file import read_recipe_file
 from ditquant.registry import unknown
 from ditquant.rule import Rule
 from ditquant.specs import build
+from ditquant.threshold import Threshold, read_thresholds
 
 __all__ = ["Recipe", "Rule", "list_recipes"]
 
-_KEYS = ("name", "description", "variants", "attention", "any_width", "rules")
+_KEYS = ("name", "description", "variants", "attention", "any_width", "rules", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Recipe:
     """Rules in order: the first that matches a layer decides; a layer that none matches stays in floating point.
 
     `attention` is how tokens attend (PAROAttention); with it a recipe may have no rules. `any_width` is for recipes
-    written without a model in view: a group size may divide none of its widths (see `groups`).
+    written without a model in view: a group size may divide none of its widths (see `groups`). `thresholds` decide
+    nothing here: a comparison holds the quantized model to them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Recipe:
     description: str = ""
     attention: AttentionSpec | None = None
     any_width: bool = False
+    thresholds: tuple[Threshold, ...] = ()
 
     def __post_init__(self):
         if type(self.name) is not str or not self.name or type(self.description) is not str:
@@ -78,8 +81,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data with all bits written out."""
-        data = json.loads(json.dumps(asdict(self)))
-        return {k: v for k, v in data.items() if k not in ("attention", "any_width") or v}
+        data = json.loads(json.dumps(asdict(self))) | {"thresholds": [str(t) for t in self.thresholds]}
+        return {k: v for k, v in data.items() if v or k not in ("attention", "any_width", "thresholds")}
+
+    def makes(self) -> dict[str, Any]:
+        """Return the part of `to_dict`'s data that the quantized layers depend on."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("any_width", "thresholds")}
 
     @staticmethod
     def from_dict(data: Any, variant: str | None = None, what: str = "a recipe") -> "Recipe":
@@ -104,8 +111,9 @@ class Recipe:
         attention = data.get("attention")
         if attention is not None:
             attention = _read_attention(attention, f"attention of {what}")
-        full = name if variant is None else f"{name}-{variant}"
-        return Recipe(full, rules, data.get("description", ""), attention, data.get("any_width", False))
+        thresholds = read_thresholds(data.get("thresholds", ()), f"'thresholds' of {what}")
+        full, any_width = name if variant is None else f"{name}-{variant}", data.get("any_width", False)
+        return Recipe(full, rules, data.get("description", ""), attention, any_width, thresholds)
 
     @staticmethod
     def load(recipe: "str | Path | Mapping[str, Any] | Recipe") -> "Recipe":

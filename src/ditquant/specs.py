@@ -12,9 +12,10 @@ from typing import Any
 
 from ditquant.errors import DitQuantError
 from ditquant.registry import unknown
+from ditquant.threshold import Threshold, read_thresholds
 
 PLAN_VERSION = 1
-_PLAN_KEYS = ("version", "recipe", "attention", "schemes", "layers", "calibration")
+_PLAN_KEYS = ("version", "recipe", "attention", "schemes", "layers", "calibration", "thresholds")
 _HASH = re.compile("[0-9a-f]{16}")
 GRANULARITIES = ("tensor", "sample", "token", "group")
 
@@ -150,6 +151,7 @@ class QuantPlan:
     """One exact entry per quantized layer, by full dotted name; the only thing stored in config.json.
 
     `calibration` holds the hashes of the prompts that the layers were fitted to (see `prompt_hash`), not their texts.
+    `thresholds` are the recipe's: what a comparison of this model must find.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -157,6 +159,7 @@ class QuantPlan:
     attention: Mapping[str, Any] | None = None
     version: int = PLAN_VERSION
     calibration: tuple[str, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data; equal layer plans are written once and layers refer to them by index.
@@ -175,7 +178,8 @@ class QuantPlan:
             "schemes": [json.loads(key) for key in schemes],
             "layers": index,
         }
-        return data | ({"calibration": list(self.calibration)} if self.calibration else {})
+        data |= {"calibration": list(self.calibration)} if self.calibration else {}
+        return data | ({"thresholds": [str(t) for t in self.thresholds]} if self.thresholds else {})
 
     @staticmethod
     def from_dict(data: Any) -> "QuantPlan":
@@ -209,7 +213,9 @@ class QuantPlan:
         calibration = data.get("calibration", [])
         if not isinstance(calibration, list) or not all(type(h) is str and _HASH.fullmatch(h) for h in calibration):
             raise DitQuantError("the plan's 'calibration' must be a list of hashes of 16 hexadecimal digits.")
-        return QuantPlan({name: plans[i] for name, i in layers.items()}, recipe, attention, version, tuple(calibration))
+        thresholds = read_thresholds(data.get("thresholds", []), "'thresholds' of the plan")
+        entries = {name: plans[i] for name, i in layers.items()}
+        return QuantPlan(entries, recipe, attention, version, tuple(calibration), thresholds)
 
     def hash(self) -> str:
         """Return 16 hex digits that change with any entry of the plan."""

@@ -12,6 +12,7 @@ import ditquant
 from ditquant import engine
 from ditquant.errors import DitQuantError
 from ditquant.nn import QuantLinear
+from ditquant.recipe import Recipe
 from tests.tiny import PROMPTS, inputs, run, tiny, tiny_pixart_pipeline
 
 
@@ -146,6 +147,14 @@ def test_the_work_of_another_run_is_refused(what, quantized, tmp_path):
     with pytest.raises(DitQuantError, match=rf"work of another run \(other .*{what}") as error:
         ditquant.quantize(pipeline, **options | OTHERS.get(what, {}))
     assert "\n" not in str(error.value) and quantized == []
+
+
+def test_work_goes_on_when_only_thresholds_changed(quantized, tmp_path):
+    options = {"prompts": PROMPTS[:2], "work_dir": tmp_path / "work"}
+    interrupted(tiny_pixart_pipeline(), quantized, 13, recipe="rtn-w4a8", **options)
+    recipe = Recipe.from_dict(Recipe.load("rtn-w4a8").to_dict() | {"thresholds": ["ssim>=0.8"]})
+    plan = ditquant.quantize(tiny_pixart_pipeline(), recipe, **options)
+    assert [str(threshold) for threshold in plan.thresholds] == ["ssim>=0.8"]
 
 
 def test_a_folder_that_is_something_else_is_refused(tmp_path):

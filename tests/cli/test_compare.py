@@ -67,6 +67,24 @@ def test_thresholds_decide_the_exit_code(model, quantized, prompts, tmp_path):
         assert run.code == 2 and f"{metric} needs at least {needed} prompts, got 2" in run.err
 
 
+def test_the_thresholds_of_a_recipe_decide_too(model, prompts, tmp_path):
+    text = "name: mine\nthresholds: [step_sqnr_db>=500, ssim<=1]\nrules:\n  - {target: 'role:*', weight: {bits: 8}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    succeed("quantize", model, "--recipe", tmp_path / "mine.yaml", "-o", tmp_path / "mine")
+    words = ["compare", model, tmp_path / "mine", "--prompts", prompts, "--steps", 2, "-o", tmp_path / "report"]
+    run = ditquant(*words)
+    assert run.code == 1 and "is not >= 500 (of its recipe)" in run.out and "ssim" not in run.out.split("no-go")[1]
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert results["models"][1]["thresholds"] == ["step_sqnr_db>=500.0", "ssim<=1.0"]
+    assert results["verdict"][0] in run.out and "no-go" in (tmp_path / "report" / "report.html").read_text()
+    run = ditquant(*words, "--require", "step_sqnr_db>=5", "--overwrite")
+    assert run.code == 0 and run.out.rstrip().endswith(": go")
+    (tmp_path / "mine.yaml").write_text(text.replace("ssim<=1", "kid<=1"))
+    succeed("quantize", model, "--recipe", tmp_path / "mine.yaml", "-o", tmp_path / "mine", "--overwrite")
+    run = ditquant(*words, "--overwrite")
+    assert run.code == 2 and "kid needs at least 50 prompts, got 2" in run.err
+
+
 def test_prompts_of_the_calibration_are_warned_about(model, quantized, prompts, tmp_path, caplog):
     _, results = compare(tmp_path, model, quantized, prompts=prompts)
     assert "calibrated with 2 of these 2 prompts" in results["notes"][0]

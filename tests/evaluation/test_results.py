@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from ditquant.errors import DitQuantError
 from ditquant.evaluation import ModelFacts, ModelResult, Results, results_table
-from ditquant.evaluation.verdict import Threshold, verdict
+from ditquant.evaluation.verdict import verdict
+from ditquant.threshold import Threshold
 
 INF = float("inf")
 
@@ -21,7 +23,7 @@ def example() -> Results:
             ModelResult("full", ModelFacts(file_bytes=4_000_000), 2.0, {"caption_accuracy": [1.0, 1.0, 1.0]}),
             ModelResult(
                 "w3",
-                ModelFacts("lrq-w3a8", "0123456789abcdef", 3.125, 1_000_000),
+                ModelFacts("lrq-w3a8", "0123456789abcdef", 3.125, 1_000_000, ("ssim>=0.5",)),
                 1.5,
                 {
                     "latent_sqnr_db": [10.0, INF, INF],
@@ -31,6 +33,7 @@ def example() -> Results:
                 },
             ),
         ],
+        verdict=["w3: go"],
     )
 
 
@@ -39,7 +42,7 @@ def test_save_and_load(tmp_path):
     results.save(tmp_path / "results.json")
     assert Results.load(tmp_path / "results.json") == results
     data = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
-    assert data["schema_version"] == 2 and set(data["versions"]) == {
+    assert data["schema_version"] == 3 and set(data["versions"]) == {
         "python",
         "ditquant",
         "torch",
@@ -47,6 +50,7 @@ def test_save_and_load(tmp_path):
         "transformers",
     }
     assert data["models"][1]["recipe"] == "lrq-w3a8" and data["models"][1]["plan_hash"] == "0123456789abcdef"
+    assert data["models"][1]["thresholds"] == ["ssim>=0.5"] and data["verdict"] == ["w3: go"]
     assert data["models"][1]["summary"]["psnr_db"] == {"median": 25.0, "mean": 45.0, "low": 20.0, "high": 90.0}
     assert data["models"][1]["values"]["latent_sqnr_db"] == [10.0, "inf", "inf"]
     with pytest.raises(DitQuantError, match="--overwrite"):
@@ -63,8 +67,8 @@ def test_other_files_are_refused(tmp_path, text):
 
 def test_a_newer_schema_is_refused(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(example().to_dict() | {"schema_version": 3}))
-    with pytest.raises(DitQuantError, match="schema version 3, this ditquant reads 2"):
+    path.write_text(json.dumps(example().to_dict() | {"schema_version": 4}))
+    with pytest.raises(DitQuantError, match="schema version 4, this ditquant reads 3"):
         Results.load(path)
     with pytest.raises(DitQuantError, match="is not a results file"):
         Results.load(tmp_path / "missing.json")
@@ -91,13 +95,15 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
 
 def test_an_older_schema_is_read(tmp_path):
     data = example().to_dict() | {"schema_version": 1}
-    del data["notes"]
+    del data["notes"], data["verdict"]
     for model in data["models"]:
-        for key in ("steps", "layers", "kept", "scores"):
+        for key in ("steps", "layers", "kept", "scores", "thresholds"):
             del model[key]
     (tmp_path / "results.json").write_text(json.dumps(data))
     results = Results.load(tmp_path / "results.json")
-    assert results.schema_version == 1 and results.models == example().models and results.notes == []
+    expected = example().models
+    expected[1].facts = replace(expected[1].facts, thresholds=())
+    assert results.schema_version == 1 and results.models == expected and results.notes == results.verdict == []
 
 
 def test_scores_of_sets_are_kept_and_shown(tmp_path):

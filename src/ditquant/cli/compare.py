@@ -37,7 +37,10 @@ def compare(
     dtype: Dtype = "auto",
     device: Device = "auto",
     require: Annotated[
-        list[str] | None, typer.Option(help="A threshold such as 'step_sqnr_db>=20'; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="A threshold such as 'step_sqnr_db>=20'; may be given several times."
+        ),
     ] = None,
     add: Annotated[
         list[Path] | None, typer.Option(help="The results.json of an earlier comparison, whose models join the tables.")
@@ -50,19 +53,20 @@ def compare(
 ) -> None:
     """Generate with REFERENCE and MODELS, and write numbers, pictures and one HTML page.
 
-    With --require, a model that misses a threshold makes the exit code 1.
+    A model that misses a threshold, of --require or of the recipe that it was made by, makes the exit code 1.
     """
     texts = read_prompts(prompts)
     device = pick_device(device)
     kind = pick_dtype(dtype, device)
 
     from ditquant import distributed, sources
-    from ditquant.cli.facts import describe
+    from ditquant.cli.facts import describe, stored_thresholds
     from ditquant.evaluation import ModelFacts, ModelResult, Results, Sampling, results_table, write_comparison
     from ditquant.evaluation import compare as run
     from ditquant.evaluation.generate import prompt_seeds
     from ditquant.evaluation.networks import Networks
-    from ditquant.evaluation.verdict import Threshold, check_samples, verdict
+    from ditquant.evaluation.verdict import check_samples, verdict
+    from ditquant.threshold import Threshold, overridden
 
     earlier = [Results.load(path) for path in add or ()]
     sampling = Sampling(steps=steps, guidance=guidance, batch_size=batch_size)
@@ -70,13 +74,15 @@ def compare(
     planned = [ModelResult(name, ModelFacts(), 0.0) for name in names]
     # what does not fit is refused before anything is painted
     Results(texts, prompt_seeds(seed, len(texts)), asdict(sampling), planned).joined(earlier)
-    thresholds = [Threshold.parse(text) for text in require or ()]
-    check_samples(thresholds, len(texts))
+    asked = [Threshold.parse(text) for text in require or ()]
+    check_samples(asked, len(texts))
     found = [sources.find(name) for name in names]
     if len({source.name if source.folder is None else os.path.abspath(source.folder) for source in found}) < len(names):
         raise DitQuantError(f"a model is given twice: {', '.join(names)}. Give every model once.")
     for source in found:
         sources.check_pipeline(source)
+    for source in found[1:]:
+        check_samples(overridden(stored_thresholds(source), asked), len(texts))
     check_output(output, overwrite, prompts, *(source.folder for source in found))
     networks = Networks.find(lpips, clip, inception, real)
     results = run(
@@ -90,14 +96,15 @@ def compare(
         networks=networks,
     )
     results = results.joined(earlier)
-    go, lines = distributed.from_main(verdict(results, thresholds) if distributed.is_main() else (False, []))
+    go, lines = distributed.from_main(verdict(results, asked) if distributed.is_main() else (False, []))
     if not distributed.is_main():
         raise typer.Exit(0 if go else 1)
-    write_comparison(results, output, facts={"verdict": "; ".join(lines)} if thresholds else None, overwrite=overwrite)
+    results.verdict = lines
+    write_comparison(results, output, overwrite=overwrite)
     show(results_table(results))
     for note in results.notes:
         print(note)
     print(f"report in {output / 'report.html'}")
-    if thresholds:
+    if lines:
         print("\n".join(lines))
         raise typer.Exit(0 if go else 1)

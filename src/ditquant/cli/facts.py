@@ -6,7 +6,9 @@ from ditquant import sources
 from ditquant.evaluation import ModelFacts
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.sizes import measure
+from ditquant.specs import QuantPlan
 from ditquant.stored import tensor_files
+from ditquant.threshold import Threshold
 
 
 def describe(name: str, pipeline: Any) -> ModelFacts:
@@ -26,7 +28,17 @@ def describe(name: str, pipeline: Any) -> ModelFacts:
         plan_hash=plans[0].hash() if plans else None,
         bits_per_weight=bits,
         file_bytes=file_bytes(source),
+        thresholds=tuple(map(str, plans[0].thresholds)) if plans else (),
     )
+
+
+def stored_thresholds(source: sources.Source) -> tuple[Threshold, ...]:
+    """Return the thresholds that a quantized model carries, before it is loaded."""
+    for config in source.transformers().values():
+        quantized = config.get("quantization_config")
+        if isinstance(quantized, dict) and quantized.get("quant_method") == "ditquant" and "plan" in quantized:
+            return QuantPlan.from_dict(quantized["plan"]).thresholds
+    return ()
 
 
 def file_bytes(source: sources.Source) -> int:

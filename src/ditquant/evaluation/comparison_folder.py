@@ -47,6 +47,7 @@ def header(results: Results) -> dict[str, str]:
         "prompts": f"{len(results.prompts)}, seeds {_range(results.seeds)}",
         "sampling": ", ".join(sampling),
         **({"notes": " · ".join(results.notes)} if results.notes else {}),
+        **({"verdict": "; ".join(results.verdict)} if results.verdict else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
     }
 

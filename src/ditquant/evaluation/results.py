@@ -17,8 +17,9 @@ from ditquant.errors import DitQuantError
 from ditquant.evaluation.intervals import interval
 from ditquant.evaluation.inventory import Kept
 from ditquant.evaluation.layers import LayerResult
+from ditquant.threshold import read_thresholds
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _MEANS = ("caption_accuracy", "clip_score", "step_sqnr_db")  # shares, scores, and decibels that no single sample rules
 
 
@@ -29,12 +30,16 @@ def statistic_of(metric: str) -> str:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before it runs; None where it is not known."""
+    """What is known of a model before it runs; None where it is not known.
+
+    `thresholds` are those of its recipe, as they are typed.
+    """
 
     recipe: str | None = None
     plan_hash: str | None = None
     bits_per_weight: float | None = None
     file_bytes: int | None = None
+    thresholds: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,7 +78,8 @@ class ModelResult:
 class Results:
     """A comparison; the first model is the reference, `sampling` the settings that all of them ran with.
 
-    `notes` are warnings, and metrics that were left out with the reason.
+    `notes` are warnings, and metrics that were left out with the reason; `verdict` is a line of go or no-go for each
+    model that has thresholds.
     """
 
     prompts: list[str]
@@ -83,6 +89,7 @@ class Results:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     schema_version: int = SCHEMA_VERSION
+    verdict: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return strict JSON data; infinite and undefined numbers become "inf", "-inf" and "nan"."""
@@ -108,6 +115,7 @@ class Results:
                 "prompts": self.prompts,
                 "seeds": self.seeds,
                 "notes": self.notes,
+                "verdict": self.verdict,
                 "models": models,
             }
         )
@@ -163,7 +171,10 @@ def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
     models = [
         ModelResult(
             model["name"],
-            ModelFacts(*(model[key] for key in ("recipe", "plan_hash", "bits_per_weight", "file_bytes"))),
+            ModelFacts(
+                *(model[key] for key in ("recipe", "plan_hash", "bits_per_weight", "file_bytes")),
+                tuple(map(str, read_thresholds(model.get("thresholds", ()), f"'thresholds' of {model['name']}"))),
+            ),
             model["seconds"],
             {name: _numbers(values) for name, values in model["values"].items()},
             _numbers(model.get("steps", [])),
@@ -173,9 +184,8 @@ def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
         )
         for model in data["models"]
     ]
-    return Results(
-        data["prompts"], data["seeds"], data["sampling"], models, data.get("notes", []), data["versions"], version
-    )
+    notes, verdict = data.get("notes", []), data.get("verdict", [])
+    return Results(data["prompts"], data["seeds"], data["sampling"], models, notes, data["versions"], version, verdict)
 
 
 def _check_equal(one: Results, other: Results) -> None:

@@ -52,7 +52,8 @@ class OnTheFly:
                 raise DitQuantError(f"the checkpoint has no weight for layer {name!r}. Load one that fits the model.")
         check_finite(model, model.state_dict().items())
         order = [name for name, m in model.named_modules() if isinstance(m, QuantLinear)]
-        return QuantPlan({name: self.plan[name] for name in order}, self.recipe.name)
+        layers = {name: self.plan[name] for name in order}
+        return QuantPlan(layers, self.recipe.name, thresholds=self.recipe.thresholds)
 
 
 def _keeps_itself(rule: Rule, model: nn.Module) -> bool:

@@ -118,7 +118,8 @@ def deploy(pipeline: Any, found: Found, digest: str) -> QuantPlan:
     space = Space({}, {layer.name: (layer, rule) for layer, rule in matched}, {})
     layers = LayerCache(models.root, space, stats, calibration.seed)
     made = layers.candidate({})
-    plan = QuantPlan({name: linear.plan for name, linear in made.items()}, found.recipe.name)
+    entries = {name: linear.plan for name, linear in made.items()}
+    plan = QuantPlan(entries, found.recipe.name, thresholds=found.recipe.thresholds)
     if plan.hash() != found.plan.hash():
         raise DitQuantError("the rules of the plan make another plan here. Search again with this version.")
     layers.put(made)
@@ -130,8 +131,9 @@ def found_of(searched: Searched, layers: LayerCache, recipe: Recipe, model: str,
     """Write the best candidate out as the plan that is deployed."""
     name, genome = f"{recipe.name}-searched", searched.best.genome
     rules = tuple(layers.space.rules(genome).values())
-    plan = QuantPlan({key: linear.plan for key, linear in layers.candidate(genome).items()}, name)
-    return Found(Recipe(name, rules, recipe.description), plan, model, calibration)
+    entries = {key: linear.plan for key, linear in layers.candidate(genome).items()}
+    plan = QuantPlan(entries, name, thresholds=recipe.thresholds)
+    return Found(Recipe(name, rules, recipe.description, thresholds=recipe.thresholds), plan, model, calibration)
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:

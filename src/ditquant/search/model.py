@@ -77,7 +77,7 @@ def search_model(
     digest = model_digest(pipeline)
     run = {
         "model": digest,
-        "recipe": question.recipe.to_dict(),
+        "recipe": question.recipe.makes(),
         "score": [list(question.conditions), question.seed, dict(question.settings)],
         "genes": {key: list(values) for key, values in space.parameters().items()},
         "budget": [question.budget, budget.total if latency is not None else None],
