@@ -107,6 +107,13 @@ def test_models_of_an_earlier_report_join(model, quantized, prompts, tmp_path):
     words = ["compare", model, quantized, "--prompts", prompts, "-o", tmp_path / "no", "--steps", 3]
     run = ditquant(*words, "--add", tmp_path / "first" / "results.json")
     assert run.code == 2 and "unequal settings" in run.err and not (tmp_path / "no").exists()
+    words[-1] = 2
+    run = ditquant(*words, "--add", tmp_path / "first" / "results.json", "--dtype", "bfloat16")
+    assert run.code == 2 and "unequal dtypes: bfloat16 and float32" in run.err and not (tmp_path / "no").exists()
+    del results["models"][1]
+    (tmp_path / "same.json").write_text(json.dumps(results | {"reference_digest": "0011223344556677"}))
+    run = ditquant(*words, "--add", tmp_path / "same.json")
+    assert run.code == 2 and "different references" in run.err and not (tmp_path / "no").exists()
 
 
 def test_metrics_without_a_network_are_left_out_with_a_line(model, quantized, prompts, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from ditquant.engine import quantize
 from ditquant.errors import DitQuantError
 from ditquant.evaluation import ModelFacts, Results, Sampling, compare, generate, shapes, write_comparison
 from ditquant.evaluation.comparison_folder import folder_names
+from ditquant.evaluation.conditions import conditions_of
 from ditquant.evaluation.metrics import METRICS, sqnr_db
 from tests.evaluation.video import tiny_video_pipeline
 from tests.tiny import PROMPTS, tiny_pixart_pipeline
@@ -107,6 +108,23 @@ def test_one_loaded_model_at_a_time():
         return pipeline
 
     compare(load, {"a": load, "b": load}, PROMPTS[:1], sampling=SAMPLING, progress=False)
+
+
+def test_what_it_ran_on_is_kept_and_can_be_refused(results):
+    assert (results.conditions.dtype, results.conditions.device) == ("float32", "cpu")
+    again = [conditions_of(pipeline) for pipeline in (tiny_pixart_pipeline(), noisy_pipeline())]
+    assert results.conditions == again[0] and again[0].reference_digest != again[1].reference_digest
+    assert conditions_of(tiny_pixart_pipeline().to(torch.bfloat16)).dtype == "bfloat16"
+
+    def refuse(conditions):
+        assert conditions == again[0]
+        raise DitQuantError("not that")
+
+    def never():
+        raise AssertionError("loaded")
+
+    with pytest.raises(DitQuantError, match=r"^not that"):
+        compare(tiny_pixart_pipeline(), {"a": never}, PROMPTS[:1], check=refuse, progress=False)
 
 
 def test_errors_name_the_model():

@@ -8,6 +8,7 @@ import pytest
 
 from ditquant.errors import DitQuantError
 from ditquant.evaluation import ModelFacts, ModelResult, Results, results_table
+from ditquant.evaluation.conditions import Conditions
 from ditquant.evaluation.verdict import verdict
 from ditquant.threshold import Threshold
 
@@ -34,6 +35,7 @@ def example() -> Results:
             ),
         ],
         verdict=["w3: go"],
+        conditions=Conditions("float32", "cpu", "0011223344556677"),
     )
 
 
@@ -95,7 +97,8 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
 
 def test_an_older_schema_is_read(tmp_path):
     data = example().to_dict() | {"schema_version": 1}
-    del data["notes"], data["verdict"]
+    for key in ("notes", "verdict", "dtype", "device", "reference_digest"):
+        del data[key]
     for model in data["models"]:
         for key in ("steps", "layers", "kept", "scores", "thresholds"):
             del model[key]
@@ -103,6 +106,7 @@ def test_an_older_schema_is_read(tmp_path):
     results = Results.load(tmp_path / "results.json")
     expected = example().models
     expected[1].facts = replace(expected[1].facts, thresholds=())
+    assert results.conditions == Conditions()
     assert results.schema_version == 1 and results.models == expected and results.notes == results.verdict == []
 
 
@@ -133,7 +137,24 @@ UNEQUAL = {
     "unequal sets of prompts (3 and 4; one has more)": {"prompts": ["a <b>", "ü", "c", "d"]},
     "unequal seeds": {"seeds": [4, 5, 7]},
     "unequal settings": {"sampling": {"steps": 3, "guidance": None}},
-    "different references": {"models": [ModelResult("another", ModelFacts(), 1.0)]},
+    "unequal dtypes: float32 and bfloat16. Paint both with the same --dtype": {
+        "conditions": Conditions("bfloat16", "cpu", "0011223344556677")
+    },
+    "the weights of 'full' have the digest 0011223344556677, those of 'full' 8899": {
+        "conditions": Conditions("float32", "cpu", "8899"),
+        "models": [ModelResult("full", ModelFacts(), 1.0)],
+    },
+    "compare with different references: 'full' and 'another'": {
+        "conditions": Conditions("float32", "cpu"),
+        "models": [ModelResult("another", ModelFacts(), 1.0)],
+    },
+    "step_sqnr_db of unequal numbers of prompts: 2 and 3": {
+        "models": [
+            ModelResult("full", ModelFacts(), 1.0),
+            ModelResult("a", ModelFacts(), 1.0, {"step_sqnr_db": [1.0] * 2}),
+            ModelResult("b", ModelFacts(), 1.0, {"step_sqnr_db": [1.0] * 3}),
+        ]
+    },
     "'w3' is in both reports": {},
 }
 
@@ -145,3 +166,15 @@ def test_unequal_reports_are_refused(message):
         setattr(other, name, value)
     with pytest.raises(DitQuantError, match=re.escape(message)):
         example().joined([other])
+
+
+def test_equal_references_may_have_two_names_and_devices_are_noted():
+    other = example()
+    other.models = [ModelResult("./full", ModelFacts(), 1.0), ModelResult("w4", ModelFacts(), 1.0)]
+    other.conditions = replace(other.conditions, device="cuda")
+    both = example().joined([other])
+    assert both.notes == ["w4 ran on cuda, the other models on cpu: do not compare seconds."]
+    assert both.conditions == example().conditions and both.verdict == []
+    other.models[0].name, other.conditions = "full", Conditions()
+    (note,) = example().joined([other]).notes
+    assert note.startswith("the report of w4 is of an older version and does not say its dtype")

@@ -1,7 +1,7 @@
 """`ditquant compare`: the same prompts and seeds through full precision and quantized models."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,9 +38,7 @@ def compare(
     device: Device = "auto",
     require: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A threshold such as 'step_sqnr_db>=20'; may be given several times."
-        ),
+        typer.Option(help="A threshold such as 'step_sqnr_db>=20'; may be given several times."),
     ] = None,
     add: Annotated[
         list[Path] | None, typer.Option(help="The results.json of an earlier comparison, whose models join the tables.")
@@ -63,7 +61,9 @@ def compare(
     from ditquant.cli.facts import describe, stored_thresholds
     from ditquant.evaluation import ModelFacts, ModelResult, Results, Sampling, results_table, write_comparison
     from ditquant.evaluation import compare as run
+    from ditquant.evaluation.conditions import Conditions
     from ditquant.evaluation.generate import prompt_seeds
+    from ditquant.evaluation.joining import check_references, check_runs
     from ditquant.evaluation.networks import Networks
     from ditquant.evaluation.verdict import check_samples, verdict
     from ditquant.threshold import Threshold, overridden
@@ -71,9 +71,12 @@ def compare(
     earlier = [Results.load(path) for path in add or ()]
     sampling = Sampling(steps=steps, guidance=guidance, batch_size=batch_size)
     names = [reference, *models]
-    planned = [ModelResult(name, ModelFacts(), 0.0) for name in names]
-    # what does not fit is refused before anything is painted
-    Results(texts, prompt_seeds(seed, len(texts)), asdict(sampling), planned).joined(earlier)
+    planned = Results(
+        *(texts, prompt_seeds(seed, len(texts)), asdict(sampling)),
+        [ModelResult(name, ModelFacts(), 0.0) for name in names],
+        conditions=Conditions(str(kind).removeprefix("torch.")),
+    )
+    check_runs(planned, earlier)  # what does not fit is refused before anything is loaded, and painted
     asked = [Threshold.parse(text) for text in require or ()]
     check_samples(asked, len(texts))
     found = [sources.find(name) for name in names]
@@ -94,6 +97,7 @@ def compare(
         reference_name=reference,
         describe=describe,
         networks=networks,
+        check=lambda found: check_references(replace(planned, conditions=found), earlier),
     )
     results = results.joined(earlier)
     go, lines = distributed.from_main(verdict(results, asked) if distributed.is_main() else (False, []))

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from ditquant import distributed
 from ditquant.errors import DitQuantError
+from ditquant.evaluation.conditions import Conditions, conditions_of
 from ditquant.evaluation.generate import Generated, generate, prompt_seeds
 from ditquant.evaluation.inventory import Kept, kept, seen_in_calibration
 from ditquant.evaluation.layers import LayerProbe, LayerResult
@@ -49,6 +51,7 @@ def compare(
     describe: Describe | None = None,
     step_prompts: int = STEP_PROMPTS,
     networks: Networks | None = None,
+    check: Callable[[Conditions], None] | None = None,
     progress: bool = True,
 ) -> Results:
     """Generate with the reference, then with every model, and measure each picture against the reference's.
@@ -56,6 +59,7 @@ def compare(
     A model is a pipeline or a loader without arguments; what a loader made is dropped before the next one is called.
     `describe(name, pipeline)` is asked for a model's facts while it is loaded. The first `step_prompts` prompts give
     the trajectory on which step SQNR and the layers' errors are measured; 0 leaves both out.
+    `check` is called with the reference's conditions before anything is painted, and refuses them by an error.
     Ranks share the prompts; the first one measures steps and layers.
     `networks` add LPIPS, CLIPScore, FID and KID; what cannot be measured is left out with a note in the results.
     """
@@ -66,16 +70,22 @@ def compare(
     probed = step_prompts if distributed.is_main() else 0  # the others only help to paint
     probe = _Probe(prompts[:probed], seeds[:probed], sampling)
     measures = Measures(prompts, networks)
-    models, notes = [], []
+    models, notes, found = [], [], Conditions()
     for name, source in {reference_name: reference, **pipelines}.items():
-        facts, made, seen = _run(name, source, prompts, seeds, sampling, describe, probe, progress)
+        with _loaded(source) as pipeline:
+            if not models:
+                found = conditions_of(pipeline)
+                if check is not None:
+                    check(found)
+            facts, made, seen = _run(name, pipeline, prompts, seeds, sampling, describe, probe, progress)
+            del pipeline  # else it would still be there when the next one is loaded
         values = {"step_sqnr_db": seen.by_prompt} if seen.by_prompt else {}
         measured, scores = measures(made)
         detail = {"steps": seen.by_step, "layers": seen.layers, "kept": seen.kept, "images": made.images}
         models.append(ModelResult(name, facts, made.seconds, values | measured, scores=scores, **detail))
         notes += seen.notes
     notes += measures.notes
-    return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models, notes)
+    return Results([str(prompt) for prompt in prompts], seeds, asdict(sampling), models, notes, conditions=found)
 
 
 @dataclass
@@ -112,7 +122,7 @@ class _Probe:
 
 def _run(
     name: str,
-    source: Any | Loader,
+    pipeline: Any,
     prompts: Sequence[str | int],
     seeds: list[int],
     sampling: Sampling,
@@ -120,9 +130,6 @@ def _run(
     probe: _Probe,
     progress: bool,
 ) -> tuple[ModelFacts, Generated, _Seen]:
-    # a pipeline can be called as well, but only a pipeline has a bar
-    loaded = not hasattr(source, "set_progress_bar_config")
-    pipeline = source() if loaded else source
     try:
         made = generate_shared(pipeline, prompts, seeds=seeds, progress=progress, **asdict(sampling))
         facts = ModelFacts() if describe is None else describe(name, pipeline)
@@ -130,12 +137,20 @@ def _run(
         seen.notes += _overlap(name, pipeline, prompts)
     except DitQuantError as error:
         raise DitQuantError(f"{name}: {error}") from error
-    del pipeline
-    if loaded:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     return facts, made, seen
+
+
+@contextmanager
+def _loaded(source: Any | Loader) -> Iterator[Any]:
+    """Yield a pipeline; one that a loader made is not kept here, and its memory is given back at the end."""
+    # a pipeline can be called as well, but only a pipeline has a bar
+    if hasattr(source, "set_progress_bar_config"):
+        yield source
+        return
+    yield source()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _overlap(name: str, pipeline: Any, prompts: Sequence[str | int]) -> list[str]:

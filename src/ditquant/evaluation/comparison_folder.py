@@ -40,7 +40,8 @@ def write_comparison(
 def header(results: Results) -> dict[str, str]:
     """Return what a reader must know to repeat the comparison, label -> text."""
     reference, *others = results.models
-    sampling = [f"{key} {value}" for key, value in results.sampling.items() if value is not None]
+    ran = results.sampling | {"dtype": results.conditions.dtype, "device": results.conditions.device}
+    sampling = [f"{key} {value}" for key, value in ran.items() if value is not None]
     return {
         "reference": reference.name,
         "compared": ", ".join(model.name for model in others) or "nothing",
@@ -68,7 +69,7 @@ def folder_names(models: Sequence[str]) -> list[str]:
 
 def _range(seeds: Sequence[int]) -> str:
     first, last = seeds[0], seeds[-1]
-    consecutive = list(seeds) == list(range(first, last + 1))
+    consecutive = all(seed == first + i for i, seed in enumerate(seeds))
     return f"{first} to {last}" if consecutive and first != last else ", ".join(map(str, seeds))
 
 

@@ -27,7 +27,8 @@ def _indices(count: int) -> np.ndarray:
 
 
 def _statistic(draws: np.ndarray, statistic: str) -> np.ndarray:
-    return {"mean": np.mean, "median": np.median}[statistic](draws, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is seen by `_ends`
+        return {"mean": np.mean, "median": np.median}[statistic](draws, axis=1)
 
 
 def _ends(draws: np.ndarray) -> tuple[float, float]:

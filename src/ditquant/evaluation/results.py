@@ -5,7 +5,8 @@ import math
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 
 from ditquant.atomic import atomic_file
-from ditquant.errors import DitQuantError
+from ditquant.errors import DitQuantError, first_line
+from ditquant.evaluation.conditions import Conditions
+from ditquant.evaluation.entry import Entry
 from ditquant.evaluation.intervals import interval
 from ditquant.evaluation.inventory import Kept
+from ditquant.evaluation.joining import check_counts, check_references, check_runs, differences
 from ditquant.evaluation.layers import LayerResult
-from ditquant.threshold import read_thresholds
+from ditquant.threshold import Threshold
 
 SCHEMA_VERSION = 3
 _MEANS = ("caption_accuracy", "clip_score", "step_sqnr_db")  # shares, scores, and decibels that no single sample rules
+
+_OF_SOME = ("step_sqnr_db",)  # measured on the first prompts only
 
 
 def statistic_of(metric: str) -> str:
@@ -79,7 +85,7 @@ class Results:
     """A comparison; the first model is the reference, `sampling` the settings that all of them ran with.
 
     `notes` are warnings, and metrics that were left out with the reason; `verdict` is a line of go or no-go for each
-    model that has thresholds.
+    model that has thresholds. `conditions` are those of the reference.
     """
 
     prompts: list[str]
@@ -90,6 +96,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=lambda: versions())
     schema_version: int = SCHEMA_VERSION
     verdict: list[str] = field(default_factory=list)
+    conditions: Conditions = field(default_factory=Conditions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return strict JSON data; infinite and undefined numbers become "inf", "-inf" and "nan"."""
@@ -111,6 +118,7 @@ class Results:
             {
                 "schema_version": self.schema_version,
                 "versions": self.versions,
+                **asdict(self.conditions),
                 "sampling": self.sampling,
                 "prompts": self.prompts,
                 "seeds": self.seeds,
@@ -130,18 +138,14 @@ class Results:
         """Return these results with the models of others that ran the same prompts, seeds and settings.
 
         Raises:
-            DitQuantError: prompts, seeds, settings or references that differ, or a model that is in both.
+            DitQuantError: prompts, seeds, settings, dtypes or references that differ, or a model that is in both.
         """
-        models, notes = list(self.models), list(self.notes)
-        for other in others:
-            _check_equal(self, other)
-            taken = {model.name for model in models}
-            for model in other.models[1:]:
-                if model.name in taken:
-                    raise DitQuantError(f"{model.name!r} is in both reports. Leave one of them out.")
-            models += other.models[1:]
-            notes += [note for note in other.notes if note not in notes]
-        return Results(self.prompts, self.seeds, self.sampling, models, notes, self.versions)
+        check_runs(self, others)
+        check_references(self, others)
+        check_counts(self, others)
+        models = [*self.models, *(model for other in others for model in other.models[1:])]
+        notes = [*self.notes, *(note for other in others for note in other.notes), *differences(self, others)]
+        return replace(self, models=models, notes=list(dict.fromkeys(notes)), verdict=[])
 
     @staticmethod
     def load(path: str | Path) -> "Results":
@@ -152,10 +156,10 @@ class Results:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return _from_dict(data, path)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (OSError, ValueError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise DitQuantError(f"{path} is not a results file ({reason}). Give a results.json.") from error
+        return _read(Entry(str(path), data))
 
 
 def versions() -> dict[str, str]:
@@ -164,55 +168,79 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
-def _from_dict(data: dict[str, Any], path: str | Path) -> Results:
-    version = data["schema_version"]
+def _read(file: Entry) -> Results:
+    version = file["schema_version"].whole()
     if version > SCHEMA_VERSION:
-        raise DitQuantError(f"{path} has schema version {version}, this ditquant reads {SCHEMA_VERSION}. Update it.")
-    models = [
-        ModelResult(
-            model["name"],
-            ModelFacts(
-                *(model[key] for key in ("recipe", "plan_hash", "bits_per_weight", "file_bytes")),
-                tuple(map(str, read_thresholds(model.get("thresholds", ()), f"'thresholds' of {model['name']}"))),
-            ),
-            model["seconds"],
-            {name: _numbers(values) for name, values in model["values"].items()},
-            _numbers(model.get("steps", [])),
-            [_layer(layer) for layer in model.get("layers", [])],
-            [Kept(**group | {"names": tuple(group["names"])}) for group in model.get("kept", [])],
-            {name: float(value) for name, value in model.get("scores", {}).items()},
-        )
-        for model in data["models"]
-    ]
-    notes, verdict = data.get("notes", []), data.get("verdict", [])
-    return Results(data["prompts"], data["seeds"], data["sampling"], models, notes, data["versions"], version, verdict)
-
-
-def _check_equal(one: Results, other: Results) -> None:
-    """Refuse reports whose figures cannot stand in one table."""
-    if one.prompts != other.prompts:
-        differ = [i for i, (a, b) in enumerate(zip(one.prompts, other.prompts, strict=False)) if a != b]
-        where = f"the first difference is prompt {differ[0]}" if differ else "one has more"
         raise DitQuantError(
-            f"the reports have unequal sets of prompts ({len(one.prompts)} and {len(other.prompts)}; {where}). "
-            "Paint the same prompts in both."
+            f"{file.file} has schema version {version}, this ditquant reads {SCHEMA_VERSION}. Update it."
         )
-    if one.seeds != other.seeds:
-        raise DitQuantError("the reports have unequal seeds. Paint the same prompts with the same --seed in both.")
-    settings = [{k: v for k, v in r.sampling.items() if k != "batch_size"} for r in (one, other)]
-    if settings[0] != settings[1]:
-        raise DitQuantError(f"the reports have unequal settings: {settings[0]} and {settings[1]}.")
-    if one.models[0].name != other.models[0].name:
-        names = f"{one.models[0].name!r} and {other.models[0].name!r}"
-        raise DitQuantError(f"the reports compare with different references: {names}.")
+    prompts = file["prompts"].list(Entry.text)
+    seeds = file["seeds"].list(Entry.whole)
+    if not prompts or len(seeds) != len(prompts):
+        raise file["seeds"].wrong(f"a list of {max(len(prompts), 1)}, one for each prompt")
+    models = file["models"].list(partial(_model, prompts=len(prompts)))
+    if not models or len({model.name for model in models}) < len(models):
+        raise file["models"].wrong("a list of models with different names, the reference first")
+    return Results(
+        prompts,
+        seeds,
+        {name: _setting(value) for name, value in file["sampling"].mapping().items()},
+        models,
+        file.get("notes", []).list(Entry.text),
+        {name: value.text() for name, value in file["versions"].mapping().items()},
+        version,
+        file.get("verdict", []).list(Entry.text),
+        Conditions(*(file.get(key.name, None).maybe(Entry.text) for key in fields(Conditions))),
+    )
 
 
-def _layer(data: dict[str, Any]) -> LayerResult:
-    return LayerResult(**data | {"sqnr_db": None if data["sqnr_db"] is None else float(data["sqnr_db"])})
+def _model(data: Entry, prompts: int) -> ModelResult:
+    name = data["name"].text()
+    facts = ModelFacts(
+        data["recipe"].maybe(Entry.text),
+        data["plan_hash"].maybe(Entry.text),
+        data["bits_per_weight"].maybe(Entry.finite),
+        data["file_bytes"].maybe(Entry.whole),
+        tuple(data.get("thresholds", []).list(_threshold)),
+    )
+    values = {metric: found.list(Entry.number) for metric, found in data["values"].mapping().items()}
+    for metric, found in values.items():
+        few = metric in _OF_SOME and 0 < len(found) <= prompts
+        if len(found) != prompts and not few:
+            raise data["values"][metric].wrong(f"a list of {prompts}, one number for each prompt")
+    return ModelResult(
+        name,
+        facts,
+        data["seconds"].finite(),
+        values,
+        data.get("steps", []).list(Entry.number),
+        data.get("layers", []).list(_layer),
+        data.get("kept", []).list(_kept),
+        {metric: value.number() for metric, value in data.get("scores", {}).mapping().items()},
+    )
 
 
-def _numbers(values: Sequence[float | str]) -> list[float]:
-    return [float(value) for value in values]
+def _layer(data: Entry) -> LayerResult:
+    name, kind = data["name"].text(), data["format"].text()
+    return LayerResult(name, kind, data["parameters"].whole(), data["sqnr_db"].maybe(Entry.number))
+
+
+def _kept(data: Entry) -> Kept:
+    numbers = data["modules"].whole(), data["parameters"].whole()
+    return Kept(data["kind"].text(), data["reason"].text(), *numbers, tuple(data["names"].list(Entry.text)))
+
+
+def _setting(data: Entry) -> Any:
+    if data.value is None or isinstance(data.value, str):
+        return data.maybe(Entry.text)
+    return data.value if isinstance(data.value, int) and data.number() is not None else data.number()
+
+
+def _threshold(data: Entry) -> str:
+    try:
+        return str(Threshold.parse(data.text()))
+    except DitQuantError:
+        raise data.wrong("a threshold such as 'step_sqnr_db>=20'") from None
 
 
 def strict(data: Any) -> Any:
