@@ -43,8 +43,10 @@ def test_pictures_are_those_that_generate_makes(model, quantized, prompts, tmp_p
 def test_several_models_and_a_perfect_one(model, quantized, prompts, tmp_path):
     copy = tmp_path / "copy"
     copy.symlink_to(model)
-    _, results = compare(tmp_path, model, copy, quantized, prompts=prompts, **{"batch-size": 1})
+    out, results = compare(tmp_path, model, copy, quantized, prompts=prompts, **{"batch-size": 1})
     _, perfect, lossy = results["models"]
+    assert {(one["model"], one["other"]) for one in results["differences"]} == {(str(quantized), str(copy))}
+    assert "Differences, prompt by prompt, with 95 % intervals" in out
     assert all(value == "inf" or value > 1000 for value in map(_number, perfect["values"]["psnr_db"]))
     assert all(_number(value) < 100 for value in lossy["values"]["psnr_db"])
 

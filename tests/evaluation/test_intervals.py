@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ditquant.evaluation.intervals import interval, paired_interval
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
@@ -39,7 +40,32 @@ def test_pairing_removes_what_both_share():
 def test_it_is_the_same_every_time_and_says_nothing_of_infinities():
     assert interval([1.0, 2.0, 4.0]) == interval([1.0, 2.0, 4.0])
     assert all(math.isnan(end) for end in interval([1.0, math.inf]))
-    assert interval([3.0]) == (3.0, 3.0)
+    assert all(math.isnan(end) for end in paired_interval([1.0, math.inf], [math.inf, 1.0]))
+
+
+def test_of_a_single_prompt_nothing_is_known():
+    for statistic in ("mean", "median", "share"):
+        assert all(math.isnan(end) for end in interval([1.0], statistic))
+        assert all(math.isnan(end) for end in paired_interval([1.0], [0.0], statistic))
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 8), (8, 8), (5, 8), (63, 64)])
+def test_the_interval_of_a_share_is_wilsons(right, count):
+    low, high = interval([1.0] * right + [0.0] * (count - right), "share")
+    known = binomtest(right, count).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((known.low, known.high), abs=1e-12)
+    assert high - low > 0.05, "equal captions are no certainty"
+
+
+@pytest.mark.parametrize("differ", [0.0, 0.3])
+def test_differences_of_shares_cover_the_truth_and_are_never_certain(differ):
+    generator, inside = np.random.default_rng(3), []
+    for _ in range(300):
+        values = (generator.random(20) < 0.9).astype(float)
+        others = np.where(generator.random(20) < differ, 0.0, values)
+        low, high = paired_interval(values, others, "share")
+        inside.append(low <= 0.9 * differ <= high)
+    assert high - low > 0.05 and np.mean(inside) > 0.91
 
 
 def some_results():

@@ -87,7 +87,7 @@ def test_the_table_shows_medians_and_the_share_of_right_captions():
         "latent_sqnr_db": "∞",
         "psnr_db": "25.00 ±35.00",
         "ssim": "0.6250 ±0.1250",
-        "caption_accuracy": "33.3% ±50.0%",
+        "caption_accuracy": "33.3% (6.1% to 79.2%)",
         "seconds": "1.5",
     }
     assert table.cells()[0][1:3] == ["–", "–"]

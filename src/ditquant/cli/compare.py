@@ -59,7 +59,15 @@ def compare(
 
     from ditquant import distributed, sources
     from ditquant.cli.facts import describe, stored_thresholds
-    from ditquant.evaluation import ModelFacts, ModelResult, Results, Sampling, results_table, write_comparison
+    from ditquant.evaluation import (
+        ModelFacts,
+        ModelResult,
+        Results,
+        Sampling,
+        differences_table,
+        results_table,
+        write_comparison,
+    )
     from ditquant.evaluation import compare as run
     from ditquant.evaluation.conditions import Conditions
     from ditquant.evaluation.generate import prompt_seeds
@@ -106,6 +114,9 @@ def compare(
     results.verdict = lines
     write_comparison(results, output, overwrite=overwrite)
     show(results_table(results))
+    if (paired := differences_table(results)).rows:
+        print(f"{paired.title}, with 95 % intervals:")
+        show(paired)
     for note in results.notes:
         print(note)
     print(f"report in {output / 'report.html'}")

@@ -9,7 +9,7 @@ from ditquant.evaluation.page import Section, write_page
 from ditquant.evaluation.plots import Plot, drawn, plot_activation_outliers, plot_codebook
 from ditquant.evaluation.results import ModelFacts, ModelResult, Results
 from ditquant.evaluation.sliders import Gallery
-from ditquant.evaluation.table import Column, Table, results_table
+from ditquant.evaluation.table import Column, Table, differences_table, results_table
 
 __all__ = [
     "METRICS",
@@ -25,6 +25,7 @@ __all__ = [
     "Section",
     "Table",
     "compare",
+    "differences_table",
     "drawn",
     "generate",
     "plot_activation_outliers",

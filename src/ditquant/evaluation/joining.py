@@ -56,7 +56,7 @@ def check_counts(one: Results, others: Sequence[Results]) -> None:
                 )
 
 
-def differences(one: Results, others: Sequence[Results]) -> list[str]:
+def unlike(one: Results, others: Sequence[Results]) -> list[str]:
     """Return a line for what differs, or is not known to be equal, and does not keep reports apart."""
     notes = []
     for other in others:

@@ -9,7 +9,12 @@ from ditquant.evaluation.page import Section
 from ditquant.evaluation.plots import Plot
 from ditquant.evaluation.results import Results
 from ditquant.evaluation.sliders import Gallery
-from ditquant.evaluation.table import Column, Table, cost_table, measures, quality_table
+from ditquant.evaluation.table import Column, Table, cost_table, differences_table, measures, quality_table
+
+_SPREAD = (
+    "±: half of a 95 % interval over the prompts, – where there are too few or some are infinite; shares and "
+    "differences have both ends. FID and KID are figures of the whole set and have no interval."
+)
 
 
 def report_sections(results: Results, plots: Sequence[Plot] = ()) -> list[Section]:
@@ -20,7 +25,7 @@ def report_sections(results: Results, plots: Sequence[Plot] = ()) -> list[Sectio
     if shown < len(results.prompts):
         note += f" The {shown} most damaged of {len(results.prompts)} prompts; the folder pictures holds all of them."
     return [
-        Section("Quality", [quality_table(results)]),
+        Section("Quality", [quality_table(results), *_differences(results)], _SPREAD),
         Section("Size and speed", [cost_table(results)]),
         Section("Pictures", [gallery] if shown else [], note),
         Section("Error by step", _steps(results)),
@@ -38,6 +43,11 @@ def gallery_of(results: Results) -> Gallery:
     whole = [m for m in known if any(len(model.values.get(m.key, ())) == len(results.prompts) for model in models[1:])]
     figures = whole + [m for m in known if m not in whole]
     return Gallery(results.prompts, {m.name: m.images for m in models}, figures, {m.name: m.values for m in models[1:]})
+
+
+def _differences(results: Results) -> list[Table]:
+    table = differences_table(results)
+    return [table] if table.rows else []
 
 
 def _steps(results: Results) -> list[Chart]:

@@ -19,19 +19,13 @@ from ditquant.evaluation.conditions import Conditions
 from ditquant.evaluation.entry import Entry
 from ditquant.evaluation.intervals import interval
 from ditquant.evaluation.inventory import Kept
-from ditquant.evaluation.joining import check_counts, check_references, check_runs, differences
+from ditquant.evaluation.joining import check_counts, check_references, check_runs, unlike
 from ditquant.evaluation.layers import LayerResult
+from ditquant.evaluation.pairs import differences, statistic_of
 from ditquant.threshold import Threshold
 
 SCHEMA_VERSION = 3
-_MEANS = ("caption_accuracy", "clip_score", "step_sqnr_db")  # shares, scores, and decibels that no single sample rules
-
 _OF_SOME = ("step_sqnr_db",)  # measured on the first prompts only
-
-
-def statistic_of(metric: str) -> str:
-    """Say which statistic over the prompts stands for a metric."""
-    return "mean" if metric in _MEANS else "median"
 
 
 @dataclass(frozen=True)
@@ -125,6 +119,7 @@ class Results:
                 "notes": self.notes,
                 "verdict": self.verdict,
                 "models": models,
+                "differences": [asdict(difference) for difference in differences(self.models)],
             }
         )
 
@@ -144,7 +139,7 @@ class Results:
         check_references(self, others)
         check_counts(self, others)
         models = [*self.models, *(model for other in others for model in other.models[1:])]
-        notes = [*self.notes, *(note for other in others for note in other.notes), *differences(self, others)]
+        notes = [*self.notes, *(note for other in others for note in other.notes), *unlike(self, others)]
         return replace(self, models=models, notes=list(dict.fromkeys(notes)), verdict=[])
 
     @staticmethod

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ditquant.evaluation.metrics import METRICS
-from ditquant.evaluation.results import ModelResult, Results, statistic_of
+from ditquant.evaluation.pairs import differences, figure
+from ditquant.evaluation.results import ModelResult, Results
 
 MISSING = "–"
 
@@ -14,13 +15,15 @@ MISSING = "–"
 class Column:
     """`key` finds the value in a row, `format` is a format specification for numbers.
 
-    Half of a 95 % interval is shown where the row has one, as `key` with "_margin". `better` is "higher" or "lower".
+    A 95 % interval is shown where the row has one, as `key` with "_interval", a pair of numbers that may be NaN:
+    by half its width, or by its `ends`, where the value need not be its middle. `better` is "higher" or "lower".
     """
 
     key: str
     label: str
     format: str = ""
     better: str = "higher"
+    ends: bool = False
 
     def text(self, row: dict[str, Any]) -> str:
         """Return a row's cell as it is shown; a dash where there is no value."""
@@ -31,8 +34,17 @@ class Column:
             return "∞" if value > 0 else "-∞"
         if isinstance(value, str):
             return value
-        margin = row.get(f"{self.key}_margin", math.nan)
-        return format(value, self.format) + (f" ±{format(margin, self.format)}" if math.isfinite(margin) else "")
+        return format(value, self.format) + self._spread(row.get(f"{self.key}_interval"))
+
+    def _spread(self, found: tuple[float, float] | None) -> str:
+        if found is None:
+            return ""
+        if not all(map(math.isfinite, found)):
+            return f" ±{MISSING}"
+        low, high = found
+        if self.ends:
+            return f" ({format(low, self.format)} to {format(high, self.format)})"
+        return f" ±{format((high - low) / 2, self.format)}"
 
     @property
     def numeric(self) -> bool:
@@ -73,7 +85,7 @@ def measures() -> list[Column]:
         Column("clip_score", "CLIPScore", ".2f"),
         Column("latent_sqnr_db", "final-latent SQNR dB", ".2f"),
         Column("step_sqnr_db", "step SQNR dB", ".2f"),
-        Column("caption_accuracy", "caption accuracy", ".1%"),
+        Column("caption_accuracy", "caption accuracy", ".1%", ends=True),
     ]
 
 
@@ -98,6 +110,21 @@ def quality_table(results: Results) -> Table:
     return _table(results, [*NAMES, *_quality()], "Quality")
 
 
+def differences_table(results: Results) -> Table:
+    """Return how far models are above the reference and the first other model; without rows if nothing is common."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for found in differences(results.models):
+        row = rows.setdefault((found.model, found.other), {"name": found.model, "other": found.other})
+        known = not math.isnan(found.value)
+        row |= {found.metric: found.value, f"{found.metric}_interval": (found.low, found.high)} if known else {}
+    columns = [
+        Column(c.key, c.label, c.format and f"+{c.format}", c.better, ends=True)
+        for c in (NAMES[0], Column("other", "minus"), *_quality())
+    ]
+    shown = [c for c in columns if any(row.get(c.key) is not None for row in rows.values())]
+    return Table(shown, [*rows.values()], "Differences, prompt by prompt")
+
+
 def cost_table(results: Results) -> Table:
     """Return what every model takes, also beside the reference."""
     beside = [Column("size_share", "of the reference's", ".0%"), SECONDS]
@@ -119,8 +146,8 @@ def _table(results: Results, columns: list[Column], title: str) -> Table:
 
 def _row(model: ModelResult, results: Results) -> dict[str, Any]:
     summary = model.summary()
-    shown = {name: found[statistic_of(name)] for name, found in summary.items()}
-    margins = {f"{name}_margin": (found["high"] - found["low"]) / 2 for name, found in summary.items()}
+    shown = {name: figure(name, values) for name, values in model.values.items()}
+    spreads = {f"{name}_interval": (found["low"], found["high"]) for name, found in summary.items()}
     facts, reference = model.facts, results.models[0]
     sizes = (facts.file_bytes, reference.facts.file_bytes)
     return {
@@ -133,6 +160,6 @@ def _row(model: ModelResult, results: Results) -> dict[str, Any]:
         "prompt_seconds": model.seconds / max(len(results.prompts), 1),
         "speed": reference.seconds / model.seconds if model.seconds else None,
         **shown,
-        **margins,
+        **spreads,
         **model.scores,
     }

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from ditquant.errors import DitQuantError
 from ditquant.evaluation.metrics.distributions import FID_SAMPLES, KID_SAMPLES
-from ditquant.evaluation.results import ModelResult, Results, statistic_of
+from ditquant.evaluation.pairs import figure
+from ditquant.evaluation.results import ModelResult, Results
 from ditquant.threshold import Threshold, overridden, read_thresholds
 
 
@@ -35,7 +36,7 @@ def verdict(results: Results, asked: Sequence[Threshold] = ()) -> tuple[bool, li
 
 
 def _missed(model: ModelResult, thresholds: Sequence[Threshold], asked: Sequence[Threshold]) -> list[str]:
-    values = {name: found[statistic_of(name)] for name, found in model.summary().items()} | model.scores
+    values = {name: figure(name, found) for name, found in model.values.items()} | model.scores
     missed = []
     for threshold in thresholds:
         source = "" if threshold in asked else " (of its recipe)"
