@@ -5,6 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
+from ditquant.evaluation.networks import Networks
+from ditquant.evaluation.networks.found import pictures
 from tests.cli.command import contents, ditquant, succeed
 
 
@@ -116,6 +118,22 @@ def test_models_of_an_earlier_report_join(model, quantized, prompts, tmp_path):
     (tmp_path / "same.json").write_text(json.dumps(results | {"reference_digest": "0011223344556677"}))
     run = ditquant(*words, "--add", tmp_path / "same.json")
     assert run.code == 2 and "different references" in run.err and not (tmp_path / "no").exists()
+
+
+def test_too_few_real_pictures_are_refused_before_anything_is_painted(model, quantized, prompts, tmp_path, monkeypatch):
+    def find(lpips, clip, inception, real):
+        return Networks(inception=object(), real=pictures(real))
+
+    monkeypatch.setattr(Networks, "find", staticmethod(find))
+    monkeypatch.setattr("ditquant.evaluation.verdict.FID_SAMPLES", 1)
+    (tmp_path / "real").mkdir()
+    words = ["compare", model, quantized, "--prompts", prompts, "-o", tmp_path / "no", "--real", tmp_path / "real"]
+    for count, metric, needed in ((3, "kid_real", 50), (60, "fid_real", 1000)):
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / "real" / f"{i}.png")
+        run = ditquant(*words, *(["--require", "fid_real<=9"] if metric == "fid_real" else []))
+        assert run.code == 2 and f"{metric} needs at least {needed} real pictures, got {count}" in run.err
+        assert "prompts" not in run.err and not (tmp_path / "no").exists()
 
 
 def test_metrics_without_a_network_are_left_out_with_a_line(model, quantized, prompts, tmp_path, monkeypatch):

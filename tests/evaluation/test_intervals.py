@@ -102,4 +102,15 @@ def test_the_thresholds_of_a_recipe_are_for_the_models_that_it_made():
 
 def test_metrics_that_are_not_measured():
     go, lines = verdict(some_results(), [Threshold.parse("caption_accuracy>=0")])
-    assert not go and lines[0] == "good: no-go, caption_accuracy was not measured"
+    only = "only scenes of the shipped models have it"
+    assert not go and lines[0] == f"good: no-go, caption_accuracy was not measured ({only})"
+
+
+@pytest.mark.parametrize("note", ["caption accuracy", "LPIPS", "FID, KID", "kid_real"])
+def test_the_reason_is_told_why_a_metric_was_not_measured(note):
+    results = some_results()
+    results.notes = ["left out: x", f"{note} left out: prompt 1 is bad."]
+    metric = {"caption accuracy": "caption_accuracy", "LPIPS": "lpips", "FID, KID": "fid"}.get(note, note)
+    _, lines = verdict(results, [Threshold.parse(f"{metric}<=0"), Threshold.parse("clip_score>=0")])
+    missed = f"{metric} was not measured (prompt 1 is bad), clip_score was not measured"
+    assert lines[0] == f"good: no-go, {missed}"

@@ -53,6 +53,20 @@ def test_captions_are_read_from_pictures_and_from_videos():
     assert "caption_accuracy" not in Measures([*prompts, "a fox"])(Generated([*videos, videos[0]], latents, 1.0))[0]
 
 
+def test_a_prompt_that_is_no_scene_is_named():
+    scene = shapes.random_scene(np.random.default_rng(0))
+    measures = Measures([shapes.caption(scene), "a red circle"])
+    for _ in range(2):
+        values, _ = measures(Generated([shapes.draw(scene)] * 2, torch.ones(2, 4), 1.0))
+        assert "caption_accuracy" not in values
+    (note,) = measures.notes
+    assert note.startswith("caption accuracy left out: prompt 1, 'a red circle', is no scene that can be read back")
+    assert shapes.parse(note.split("such as ")[1].split("'")[1]) is not None
+    small = Measures([shapes.caption(scene)])
+    small(made(32, 32, seed=0, count=1))
+    assert small.notes == ["caption accuracy left out: the pictures have the shape (32, 32, 3) and not (64, 64, 3)."]
+
+
 class Colours:
     """Stands for a feature network: mean colours."""
 
@@ -81,8 +95,8 @@ def test_networks_add_their_metrics():
     }
     assert first[1].keys() == {"kid_real"}
     assert measures.notes == [
-        "FID left out: FID needs at least 1000 pictures, got 50. Give more prompts.",
-        "FID left out: FID needs at least 1000 pictures, got 60. Give more prompts.",
+        "fid_real left out: fid_real needs at least 1000 real pictures, got 50. Give a folder with more (--real).",
+        "fid left out: FID needs at least 1000 pictures, got 60. Give more prompts.",
     ]
 
 

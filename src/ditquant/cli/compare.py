@@ -72,6 +72,7 @@ def compare(
     from ditquant.evaluation.conditions import Conditions
     from ditquant.evaluation.generate import prompt_seeds
     from ditquant.evaluation.joining import check_references, check_runs
+    from ditquant.evaluation.metrics.distributions import check_real
     from ditquant.evaluation.networks import Networks
     from ditquant.evaluation.verdict import check_samples, verdict
     from ditquant.threshold import Threshold, overridden
@@ -96,6 +97,11 @@ def compare(
         check_samples(overridden(stored_thresholds(source), asked), len(texts))
     check_output(output, overwrite, prompts, *(source.folder for source in found))
     networks = Networks.find(lpips, clip, inception, real)
+    if real is not None:
+        # with fewer than KID needs, real pictures are good for nothing
+        check_real(["kid_real"], len(networks.real))
+        for source in found[1:]:
+            check_samples(overridden(stored_thresholds(source), asked), len(texts), len(networks.real))
     results = run(
         partial(sources.load_pipeline, reference, kind, device),
         {name: partial(sources.load_pipeline, name, kind, device) for name in models},

@@ -11,13 +11,17 @@ from ditquant.errors import DitQuantError
 from ditquant.evaluation import moving_shapes, shapes
 from ditquant.evaluation.generate import Generated
 from ditquant.evaluation.metrics import METRICS, sqnr_db
-from ditquant.evaluation.metrics.distributions import fid, kid
+from ditquant.evaluation.metrics.distributions import check_real, fid, kid
 from ditquant.evaluation.networks import Networks
 
-# who reads pictures back, and what shape they must have
+# who reads pictures back, what shape they must have, and a caption that is understood
 _JUDGES = (
-    (shapes, (shapes.SIZE, shapes.SIZE, 3)),
-    (moving_shapes, (moving_shapes.FRAMES, moving_shapes.SIZE, moving_shapes.SIZE, 3)),
+    (shapes, (shapes.SIZE, shapes.SIZE, 3), "a large red circle in the centre on a blue ground"),
+    (
+        moving_shapes,
+        (moving_shapes.FRAMES, moving_shapes.SIZE, moving_shapes.SIZE, 3),
+        moving_shapes.caption(moving_shapes.CLIPS[0]),
+    ),
 )
 SETS: dict[str, Callable[[Tensor, Tensor], float]] = {"fid": fid, "kid": kid}
 
@@ -34,7 +38,7 @@ class Measures:
     def __call__(self, made: Generated) -> tuple[dict[str, list[float]], dict[str, float]]:
         """Return one value a prompt for each metric that fits, and one value for each metric of the whole set."""
         values = _alone(made) if self._truth is None else self._paired(self._truth, made)
-        values |= _captions(made.images, self.prompts) | self._clip_scores(made.images)
+        values |= self._captions(made.images) | self._clip_scores(made.images)
         scores = self._scores(made.images)
         self._truth = self._truth or made
         return values, scores
@@ -51,6 +55,24 @@ class Measures:
         except DitQuantError as error:
             return values | self._without("LPIPS", error)
 
+    def _captions(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
+        """Return 1 for each picture or video that shows its caption; a line where only some of it can be read back."""
+        for judge, shape, example in _JUDGES:
+            unknown = [i for i, p in enumerate(self.prompts) if not isinstance(p, str) or judge.parse(p) is None]
+            fits = all(image.shape == shape for image in images)
+            if fits and not unknown:
+                pairs = zip(images, self.prompts, strict=True)
+                return {"caption_accuracy": [judge.caption_accuracy([image], [prompt]) for image, prompt in pairs]}
+            if len(unknown) < len(self.prompts) or (fits and isinstance(self.prompts[unknown[0]], str)):
+                reason = f"the pictures have the shape {images[0].shape} and not {shape}."
+                if unknown:
+                    where = f"prompt {unknown[0]}, {self.prompts[unknown[0]]!r},"
+                    reason = (
+                        f"{where} is no scene that can be read back, such as {example!r}. Leave it out or complete it."
+                    )
+                return self._without("caption accuracy", reason)
+        return {}
+
     def _clip_scores(self, images: Sequence[np.ndarray]) -> dict[str, list[float]]:
         if self.networks.clip is None:
             return {}
@@ -65,9 +87,10 @@ class Measures:
         for suffix, other in (("", self._features), ("_real", self._real)):
             for name, distance in SETS.items() if other is not None else ():
                 try:
+                    check_real([name + suffix], len(self.networks.real))
                     scores[name + suffix] = distance(other, features)
                 except DitQuantError as error:
-                    self._without(name.upper(), error)
+                    self._without(name + suffix, error)
         self._features = features if self._features is None else self._features
         return scores
 
@@ -84,13 +107,3 @@ class Measures:
 def _alone(made: Generated) -> dict[str, list[float]]:
     fitting = {name: m for name, m in METRICS.items() if m.videos and m.takes(made.images)}
     return {name: metric(made.images, made.images).tolist() for name, metric in fitting.items()}
-
-
-def _captions(images: list[np.ndarray], prompts: Sequence[str | int]) -> dict[str, list[float]]:
-    """Return 1 for each picture or video that shows its caption; nothing if no judge knows all the captions."""
-    for judge, shape in _JUDGES:
-        known = all(isinstance(prompt, str) and judge.parse(prompt) is not None for prompt in prompts)
-        if known and all(image.shape == shape for image in images):
-            pairs = zip(images, prompts, strict=True)
-            return {"caption_accuracy": [judge.caption_accuracy([image], [prompt]) for image, prompt in pairs]}
-    return {}

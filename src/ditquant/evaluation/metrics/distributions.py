@@ -1,5 +1,7 @@
 """Distances between two sets of features: FID (Heusel et al. 2017) and KID (Binkowski et al. 2018)."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +10,7 @@ from ditquant.errors import DitQuantError
 
 FID_SAMPLES = 1000  # fewer say more about the sample than about the model; its bias falls with their number
 KID_SAMPLES = 50
+_REAL = {"fid_real": FID_SAMPLES, "kid_real": KID_SAMPLES}
 
 
 def fid(reference: Float[Tensor, "A D"], features: Float[Tensor, "B D"]) -> float:
@@ -30,6 +33,20 @@ def kid(reference: Float[Tensor, "A D"], features: Float[Tensor, "B D"]) -> floa
     """
     _check("KID", KID_SAMPLES, reference, features)
     return squared_mmd(reference, features)
+
+
+def check_real(metrics: Iterable[str], pictures: int) -> None:
+    """Refuse too few real pictures for the metrics that are taken to them.
+
+    Raises:
+        DitQuantError: fewer than 1,000 for `fid_real`, or 50 for `kid_real`.
+    """
+    for metric in metrics:
+        needed = _REAL.get(metric, 0)
+        if pictures < needed:
+            raise DitQuantError(
+                f"{metric} needs at least {needed} real pictures, got {pictures}. Give a folder with more (--real)."
+            )
 
 
 def frechet_distance(x: Float[Tensor, "A D"], y: Float[Tensor, "B D"]) -> float:
