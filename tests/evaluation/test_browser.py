@@ -166,6 +166,20 @@ def test_narrow_and_wide_windows_are_readable(browser, report, width):
         assert errors == []
 
 
+def test_no_table_is_cut_in_a_narrow_window(browser, report):
+    with opened(browser, report, 400) as (page, errors):
+        boxes = page.locator(".scroll:has(table)")
+        assert boxes.count() == 6
+        assert boxes.evaluate_all("all => all.filter(box => box.scrollWidth > box.clientWidth).length") == 0
+        rights = page.locator("td").evaluate_all("all => all.map(cell => cell.getBoundingClientRect().right)")
+        assert max(rights) <= 400
+        cell = page.locator("section", has_text="Size and speed").locator("td[data-label='file size MB']").nth(1)
+        assert cell.inner_text() == "1.00"
+        assert cell.evaluate("cell => getComputedStyle(cell, '::before').content") == '"file size MB"'
+        page.locator("section", has_text="Error by layer").get_by_role("button", name="w4").click()
+        assert errors == []
+
+
 @pytest.mark.parametrize("broken", ["throw new Error('broken')", "console.error('broken')", "fetch('https://a.b/')"])
 def test_a_complaint_of_the_console_is_seen(browser, report, tmp_path, broken):
     page = report.read_text(encoding="utf-8").replace('"use strict";', f'"use strict"; {broken};')
