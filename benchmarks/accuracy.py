@@ -49,7 +49,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def key(name: str, weights: str, row: Row) -> str:
     """Return what a finished row is kept under."""
-    text = json.dumps([weights, settings(name), asdict(row) | {"recipe": row.recipe.to_dict()}], sort_keys=True)
+    text = json.dumps([weights, settings(name), asdict(row) | {"recipe": row.recipe.makes()}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -50,7 +50,8 @@ def main() -> None:
         row = {"budget": budget, "foreseen_db": round(found.chosen.noise_db, 2), "formats": formats(found)}
         rows.append(row | model.measured(found.recipe, SEED, PROMPTS, False))
         print(rows[-1], flush=True)
-        result = {"versions": {"torch": torch.__version__}, "weights": model.digest(model.SHAPES), "rows": rows, "front": front}
+        result = {"versions": {"torch": torch.__version__}, "weights": model.digest(model.SHAPES)}
+        result |= {"rows": rows, "front": front}
         result["seconds"] = round(seconds)
         with atomic_file(options.output, overwrite=True) as file:
             file.write_text(json.dumps(result, indent=1) + "\n")
