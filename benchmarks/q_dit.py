@@ -1,7 +1,7 @@
 """Measure Q-DiT on `dit-digits`: its ladder, searched plans against uniform ones, group sizes with two defects put in.
 
-    python benchmarks/q_dit.py --work work/ --plans plan4/ plan3/      # a killed run goes on
-    python benchmarks/q_dit.py --work work/ --summary                  # the JSON and the page of what is there
+    python benchmarks/q_dit.py --work work/                # with the plans of results/plans; a killed run goes on
+    python benchmarks/q_dit.py --work work/ --summary      # the JSON and the page of what is there
 
 Error: |z - z_full|² / |z_full|² of final latents from equal seeds, with a 95 % bootstrap interval over samples;
 `accuracy` is that of the class asked for, `fd` the Fréchet distance of the classifier's features from the held-out
@@ -29,6 +29,7 @@ from ditquant.atomic import atomic_file
 
 PIECE, SEEDS, SAMPLES = 200, 3, 2000
 HERE = Path(__file__).parent
+PLANS = [HERE / "results" / "plans" / name for name in ("plan4", "plan3", "start4", "start3")]
 
 
 def wanted(plans: list[Path]) -> list[tuple[Row, int]]:
@@ -74,7 +75,7 @@ def measure(bench: Bench, row: Row, first: int, truth: Path, file: Path, models:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of what is finished")
-    parser.add_argument("--plans", nargs="*", type=Path, default=[], help="folders of ditquant search")
+    parser.add_argument("--plans", nargs="*", type=Path, default=PLANS, help="folders of ditquant search")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
