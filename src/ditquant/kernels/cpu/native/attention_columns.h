@@ -1,8 +1,9 @@
 // Attention in bfloat16 by the tile registers of AMX, whose scores are k qT: the lanes of a vector are queries, and what
 // the softmax of each of them needs is found without looking across lanes.
 //
-// While vectors take the exponentials of a tile of keys, the registers multiply those of the tile before it by its
-// values and find the scores of the tile behind it. 32 queries at a time: all that is written stays in the first cache.
+// While vectors take the exponentials of a tile of keys, the registers find the scores of the tile behind it and multiply
+// the probabilities of the tile before it by its values: each product is loaded ahead of a few exponentials and computed
+// behind them. 32 queries at a time: what is written stays in the first cache.
 #pragma once
 
 #include "amx.h"
@@ -14,62 +15,136 @@ namespace ditquant {
 
 constexpr int64_t VALUES = TILE_BYTES / 2;  // bfloat16 of a register's row
 
+// sums [16, 16] += a [16, 32 n] b [32 n, 16], n <= 4. The registers 4 .. 7 keep b for many a.
+class Product {
+    const char* last_ = nullptr;  // the fourth register of a
+    char* to_ = nullptr;
+    int64_t stride_ = 0;  // of rows of a, in bytes
+    int n_ = 0;
+
+  public:
+    static constexpr int64_t SUMS = PAIR * 4;  // stride of their rows, in bytes
+
+    // n registers of b, `next` bytes apart.
+    void keep(const void* b, int64_t next, int64_t stride, int64_t n) {
+        const char* first = static_cast<const char*>(b);
+        n_ = static_cast<int>(n);
+        load_tile<4>(first, stride);
+        if (n > 1) load_tile<5>(first + next, stride);
+        if (n > 2) load_tile<6>(first + 2 * next, stride);
+        if (n > 3) load_tile<7>(first + 3 * next, stride);
+    }
+    // The first half of a product: what it needs from memory. n registers of a, `next` bytes apart.
+    void load(const void* from, void* to, const void* a, int64_t next, int64_t stride) {
+        const char* first = static_cast<const char*>(a);
+        to_ = static_cast<char*>(to), stride_ = stride, last_ = first + 3 * next;
+        load_tile<0>(from, SUMS);
+        load_tile<1>(first, stride);
+        if (n_ > 1) load_tile<2>(first + next, stride);
+        if (n_ > 2) load_tile<3>(first + 2 * next, stride);
+    }
+    // The second half.
+    void multiply() {
+        multiply_bfloat16<0, 1, 4>();
+        if (n_ > 1) multiply_bfloat16<0, 2, 5>();
+        if (n_ > 2) multiply_bfloat16<0, 3, 6>();
+        if (n_ > 3) load_tile<1>(last_, stride_), multiply_bfloat16<0, 1, 7>();
+        store_tile<0>(to_, SUMS);
+    }
+};
+
+// What a unit of work is about: PAIR queries and the keys of a tile.
+struct Unit {
+    const uint16_t *queries, *k, *v;
+    float* scores;   // [key][query]
+    uint16_t* p;     // [pair of keys][query][2]
+};
+
+// Products in the order in which they are wanted: the scores of one unit, and then the values of another.
+class Products {
+    alignas(64) static constexpr float ZEROS[TILE_SIDE * PAIR] = {};  // a product is late behind tilezero
+    Product product_;
+    int64_t vectors_, parts_;
+    float* y_;
+    Unit scored_{}, mixed_{};
+    int64_t scoring_ = 0, all_ = 0, done_ = 0;
+    int64_t column_ = 0, chunk_ = 0, row_ = 0;
+
+    void load() {
+        if (done_ == scoring_) column_ = chunk_ = row_ = 0;
+        done_ < scoring_ ? load_scores() : load_values();
+    }
+
+    // Of 16 keys; up to 4 x 32 channels.
+    void load_scores() {
+        if (row_ == 0) {
+            const int64_t n = std::min<int64_t>(4, parts_ - 4 * chunk_);
+            product_.keep(scored_.queries + chunk_ * 4 * VALUES * TILE + column_ * VALUES, VALUES * TILE * 2, TILE * 4, n);
+        }
+        float* to = scored_.scores + row_ * TILE_SIDE * PAIR + column_ * TILE_SIDE;
+        const uint16_t* k = scored_.k + (row_ * TILE_SIDE * parts_ + 4 * chunk_) * VALUES;
+        product_.load(chunk_ ? to : ZEROS, to, k, TILE_BYTES, parts_ * TILE_BYTES);
+    }
+
+    // Of 16 channels; 2 x 32 keys.
+    void load_values() {
+        if (row_ == 0) product_.keep(mixed_.p + column_ * VALUES, VALUES * PAIR * 2, PAIR * 4, 2);
+        float* y = y_ + row_ * TILE_SIDE * PAIR + column_ * TILE_SIDE;
+        product_.load(y, y, mixed_.v + row_ * TILE_SIDE * VALUES, vectors_ * TILE_SIDE * TILE_BYTES, TILE_BYTES);
+    }
+
+    void multiply() {
+        product_.multiply();
+        const bool scores = done_ < scoring_;
+        if (++row_ == (scores ? TILE / TILE_SIDE : vectors_)) {
+            row_ = 0;
+            if (!scores || 4 * ++chunk_ >= parts_) chunk_ = 0, column_++;
+        }
+        done_++;
+    }
+
+  public:
+    Products(int64_t vectors, int64_t parts, float* y) : vectors_(vectors), parts_(parts), y_(y) {}
+    void set(const Unit* scored, const Unit* mixed) {
+        scoring_ = done_ = column_ = chunk_ = row_ = 0;
+        if (scored) scored_ = *scored, scoring_ = 2 * ceil_div(parts_, 4) * TILE / TILE_SIDE;
+        if (mixed) mixed_ = *mixed;
+        all_ = scoring_ + (mixed ? 2 * vectors_ : 0);
+    }
+    // Do work(), and between the halves of products their `share` of `whole`.
+    template <class Work>
+    void with(int64_t share, int64_t whole, const Work& work) {
+        const bool due = done_ * whole < all_ * share;
+        if (due) load();
+        work();
+        if (due) multiply();
+        while (done_ * whole < all_ * share) load(), multiply();
+    }
+    void finish() {
+        while (done_ < all_) load(), multiply();
+    }
+};
+
 class Columns {
     static constexpr float NOTHING = -std::numeric_limits<float>::infinity();
     static constexpr float ABOVE = 6;         // how far an exponent may rise above `top_`
     static constexpr float BELOW = 120;       // 2^-120 stands for all that is less
     static constexpr float MAGIC = 12582912;  // 1.5 * 2^23: floats of this size are whole numbers
     static constexpr int64_t STEP = 4;        // keys between two products
-    alignas(64) static constexpr float ZEROS[TILE_SIDE * PAIR] = {};
 
     Scratch<uint16_t> keys_, values_, queries_;
-    Scratch<float> y_;                               // [padded width][PAIR]
-    alignas(64) float scores_[TILE * PAIR];          // [key][query]
-    alignas(64) uint16_t p_[TILE * PAIR];            // [pair of keys][query][2]
+    Scratch<float> y_;                                      // [padded width][PAIR]
+    alignas(64) float scores_[2][TILE * PAIR];
+    alignas(64) uint16_t p_[2][TILE * PAIR];
     alignas(64) float top_[PAIR], sum_[PAIR], keep_[PAIR];  // exponents are less `top_`
-    int64_t vectors_ = 0, parts_ = 0;                // of 16 and of VALUES channels
-
-    // Scores of 16 keys, those of a tile from `key` on.
-    void score(const uint16_t* queries, int64_t tile, int64_t key) {
-        const char *k = reinterpret_cast<const char*>(keys_.get(0) + (tile * TILE + key) * parts_ * VALUES);
-        const char *q = reinterpret_cast<const char*>(queries);
-        load_tile<0>(ZEROS, PAIR * 4), load_tile<1>(ZEROS, PAIR * 4);  // a product is late behind tilezero
-        for (int64_t i = 0; i < parts_; i++, k += TILE_BYTES, q += TILE_SIDE * TILE * 4) {
-            load_tile<2>(k, parts_ * TILE_BYTES);
-            load_tile<3>(q, TILE * 4);
-            multiply_bfloat16<0, 2, 3>();
-            load_tile<3>(q + TILE_BYTES, TILE * 4);
-            multiply_bfloat16<1, 2, 3>();
-        }
-        float* to = scores_ + key * PAIR;
-        store_tile<0>(to, PAIR * 4), store_tile<1>(to + TILE_SIDE, PAIR * 4);
-    }
-
-    // Keep the probabilities of a tile in registers.
-    void load_probabilities() const {
-        const uint16_t* half = p_ + VALUES * PAIR;
-        load_tile<4>(p_, PAIR * 4), load_tile<5>(p_ + VALUES, PAIR * 4);
-        load_tile<6>(half, PAIR * 4), load_tile<7>(half + VALUES, PAIR * 4);
-    }
-
-    // y of 16 channels += values of a tile times the probabilities.
-    void mix(int64_t tile, int64_t vector) {
-        const uint16_t *v = values_.get(0) + (tile * 2 * vectors_ + vector) * TILE_SIDE * VALUES;
-        float* y = y_.get(0) + vector * TILE_SIDE * PAIR;
-        load_tile<0>(y, PAIR * 4), load_tile<1>(y + TILE_SIDE, PAIR * 4);
-        load_tile<2>(v, TILE_BYTES);
-        multiply_bfloat16<0, 2, 4>(), multiply_bfloat16<1, 2, 5>();
-        load_tile<3>(v + vectors_ * TILE_SIDE * VALUES, TILE_BYTES);
-        multiply_bfloat16<0, 3, 6>(), multiply_bfloat16<1, 3, 7>();
-        store_tile<0>(y, PAIR * 4), store_tile<1>(y + TILE_SIDE, PAIR * 4);
-    }
+    int64_t vectors_ = 0, parts_ = 0;                       // of 16 and of VALUES channels
 
     // Set what lies beyond the last key, add a bias, and return what scores are to be multiplied by.
-    float prepare(int64_t there, float slope, const float* bias) {
-        for (int64_t i = there * PAIR; i < TILE * PAIR; i++) scores_[i] = NOTHING;
+    static float prepare(float* scores, int64_t there, float slope, const float* bias) {
+        for (int64_t i = there * PAIR; i < TILE * PAIR; i++) scores[i] = NOTHING;
         if (!bias) return slope;
         for (int64_t key = 0; key < there; key++) {
-            for (float* s = scores_ + key * PAIR; s < scores_ + (key + 1) * PAIR; s += 16) {
+            for (float* s = scores + key * PAIR; s < scores + (key + 1) * PAIR; s += 16) {
                 const __m512 more = _mm512_set1_ps(bias[key] * LOG2_E);
                 _mm512_store_ps(s, _mm512_fmadd_ps(_mm512_load_ps(s), _mm512_set1_ps(slope), more));
             }
@@ -78,11 +153,11 @@ class Columns {
     }
 
     // Raise `top_` where the scores rise far above it; returns whether any did.
-    bool look(float slope) {
+    bool look(const float* scores, float slope) {
         __m512 high[4];
-        DITQUANT_UNROLL for (int j = 0; j < 4; j++) high[j] = _mm512_load_ps(scores_ + 16 * j);
+        DITQUANT_UNROLL for (int j = 0; j < 4; j++) high[j] = _mm512_load_ps(scores + 16 * j);
         for (int64_t key = 2; key < TILE; key += 2) {
-            DITQUANT_UNROLL for (int j = 0; j < 4; j++) high[j] = _mm512_max_ps(_mm512_load_ps(scores_ + key * PAIR + 16 * j), high[j]);
+            DITQUANT_UNROLL for (int j = 0; j < 4; j++) high[j] = _mm512_max_ps(_mm512_load_ps(scores + key * PAIR + 16 * j), high[j]);
         }
         unsigned any = 0;
         DITQUANT_UNROLL for (int j = 0; j < 2; j++) {
@@ -104,9 +179,8 @@ class Columns {
         }
     }
 
-    // Take the exponentials of a tile; between them the values of tile `mixed` and the scores of tile `scored`, where
-    // these are not below zero.
-    void exponentiate(float slope, const uint16_t* queries, int64_t mixed, int64_t scored) {
+    // Take the exponentials of a tile, and meanwhile products.
+    void exponentiate(const Unit& unit, float slope, Products& products) {
         const __m512 slopes = _mm512_set1_ps(slope);
         __m512 sum[2], less[2], low[2];
         DITQUANT_UNROLL for (int j = 0; j < 2; j++) {
@@ -115,23 +189,20 @@ class Columns {
             sum[j] = _mm512_mul_ps(_mm512_load_ps(sum_ + 16 * j), _mm512_load_ps(keep_ + 16 * j));
             low[j] = _mm512_div_ps(_mm512_sub_ps(less[j], _mm512_set1_ps(BELOW)), slopes);
         }
-        int64_t vector = 0;
         for (int64_t key = 0; key < TILE; key += STEP) {
-            DITQUANT_UNROLL for (int64_t i = key; i < key + STEP; i += 2) {
-                DITQUANT_UNROLL for (int j = 0; j < 2; j++) {
-                    const float* s = scores_ + i * PAIR + 16 * j;
-                    const __m512 even = power(_mm512_max_ps(low[j], _mm512_load_ps(s)), slopes, less[j]);
-                    const __m512 odd = power(_mm512_max_ps(low[j], _mm512_load_ps(s + PAIR)), slopes, less[j]);
-                    const __m512i both = pairs(even, odd);
-                    _mm512_store_si512(p_ + i * PAIR + 32 * j, both);
-                    // the sum of what is multiplied: rounding a large share does not move the mean
-                    sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)both, (__m512bh)_mm512_set1_epi16(0x3f80));
+            products.with(key + STEP, TILE, [&] {
+                DITQUANT_UNROLL for (int64_t i = key; i < key + STEP; i += 2) {
+                    DITQUANT_UNROLL for (int j = 0; j < 2; j++) {
+                        const float* s = unit.scores + i * PAIR + 16 * j;
+                        const __m512 even = power(_mm512_max_ps(low[j], _mm512_load_ps(s)), slopes, less[j]);
+                        const __m512 odd = power(_mm512_max_ps(low[j], _mm512_load_ps(s + PAIR)), slopes, less[j]);
+                        const __m512i both = pairs(even, odd);
+                        _mm512_store_si512(unit.p + i * PAIR + 32 * j, both);
+                        // the sum of what is multiplied: rounding a large share does not move the mean
+                        sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)both, (__m512bh)_mm512_set1_epi16(0x3f80));
+                    }
                 }
-            }
-            if (mixed >= 0) {
-                for (; vector * TILE < (key + STEP) * vectors_; vector++) mix(mixed, vector);
-            }
-            if (scored >= 0 && (key + STEP) % TILE_SIDE == 0) score(queries, scored, key + STEP - TILE_SIDE);
+            });
         }
         DITQUANT_UNROLL for (int j = 0; j < 2; j++) _mm512_store_ps(sum_ + 16 * j, sum[j]);
     }
@@ -158,17 +229,27 @@ class Columns {
     void attend_pair(const Attention& a, const uint16_t* queries, const float* bias, const int32_t* tiles, int64_t count) {
         std::fill_n(y_.get(vectors_ * 16 * PAIR), vectors_ * 16 * PAIR, 0.0f);
         std::fill_n(top_, PAIR, NOTHING), std::fill_n(sum_, PAIR, 0.0f), std::fill_n(keep_, PAIR, 1.0f);
-        for (int64_t key = 0; count && key < TILE; key += TILE_SIDE) score(queries, tiles[0], key);
-        for (int64_t t = 0; t < count; t++) {
-            if (t > 0) load_probabilities();
+        Products products(vectors_, parts_, y_.get(0));
+        const auto unit = [&](int64_t t) {
             const int64_t first = tiles[t] * TILE;
-            const float slope = prepare(std::min(a.keys - first, TILE), a.scale * LOG2_E, bias ? bias + first : nullptr);
-            const bool fades = look(slope);
-            exponentiate(slope, queries, t > 0 ? tiles[t - 1] : -1, t + 1 < count ? tiles[t + 1] : -1);
+            const uint16_t *k = keys_.get(0) + first * parts_ * VALUES, *v = values_.get(0) + first * vectors_ * TILE_SIDE;
+            return Unit{queries, k, v, scores_[t % 2], p_[t % 2]};
+        };
+        Unit before{}, now{}, next{};
+        if (count) next = unit(0), products.set(&next, nullptr);
+        products.finish();
+        for (int64_t t = 0; t < count; t++) {
+            before = now, now = next;
+            if (t + 1 < count) next = unit(t + 1);
+            products.set(t + 1 < count ? &next : nullptr, t ? &before : nullptr);
+            const int64_t first = tiles[t] * TILE;
+            const float slope = prepare(now.scores, std::min(a.keys - first, TILE), a.scale * LOG2_E, bias ? bias + first : nullptr);
+            const bool fades = look(now.scores, slope);
+            exponentiate(now, slope, products);
             if (fades) fade();
         }
-        if (count) load_probabilities();
-        for (int64_t vector = 0; count && vector < vectors_; vector++) mix(tiles[count - 1], vector);
+        products.set(nullptr, count ? &now : nullptr);
+        products.finish();
     }
 
     // Divide by the sums, and store rows first .. first + count.
