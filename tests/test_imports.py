@@ -9,7 +9,7 @@ import ditquant
 
 ROOT = Path(ditquant.__file__).parent
 ORDER = [
-    {"errors", "words", "progress", "quiet", "origin"},
+    {"errors", "words", "progress", "quiet", "config_source"},
     {"registry", "finite", "atomic", "distributed", "hub", "skeleton", "stored", "recipe_file"},
     {"threshold"},
     {"specs", "on_disk"},

@@ -12,6 +12,7 @@ from torch import nn
 from ditquant import shards
 from ditquant.atomic import atomic_folder
 from ditquant.calibration import can_walk, layer_places
+from ditquant.config_source import forget_source
 from ditquant.effort import fit_seconds
 from ditquant.engine import match, quantize
 from ditquant.errors import DitQuantError
@@ -19,7 +20,6 @@ from ditquant.integrations.diffusers import transformers_of
 from ditquant.max_memory import Budget, foresee_memory, gib, give_back_what_is_freed
 from ditquant.models import family_of
 from ditquant.on_disk import leave_on_disk, tensor_places
-from ditquant.origin import forget_origin
 from ditquant.progress import minutes, say
 from ditquant.quantizers import reads_curvature
 from ditquant.recipe import Recipe
@@ -73,7 +73,7 @@ def quantize_on_disk(
                 cast_back(model, folder / name)
                 places = tensor_places(folder / name) | layer_places(work, name)
                 shards.save(model, places, part_folder / name, min(shards.SHARD_BYTES, limit // 16))
-            forget_origin(part_folder)
+            forget_source(part_folder)
     return loaded, plan
 
 

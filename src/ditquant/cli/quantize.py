@@ -194,7 +194,7 @@ def save(loaded: Any, source: Source, output: Path, overwrite: bool) -> None:
     import torch
 
     from ditquant.atomic import atomic_folder
-    from ditquant.origin import forget_origin
+    from ditquant.config_source import forget_source
     from ditquant.quiet import quiet_libraries
     from ditquant.stored import cast_back
 
@@ -207,7 +207,7 @@ def save(loaded: Any, source: Source, output: Path, overwrite: bool) -> None:
     with atomic_folder(output, overwrite) as part_folder, quiet_libraries():
         loaded.save_pretrained(part_folder)
         keep_entries(part_folder / "model_index.json", source.index)
-        forget_origin(part_folder)
+        forget_source(part_folder)
 
 
 def keep_entries(file: Path, before: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ _KEY = "_name_or_path"
 _CONFIGS = ("model_index.json", "config.json")
 
 
-def forget_origin(folder: Path) -> None:
+def forget_source(folder: Path) -> None:
     """Take the place out of a saved pipeline's or component's configs; all else in them stays as it was written."""
     for file in [path for name in _CONFIGS for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists()]:
         config = json.loads(file.read_text(encoding="utf-8"))
