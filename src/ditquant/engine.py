@@ -101,8 +101,8 @@ def quantize(
     if recipe.attention is not None and run is not None:
         for part in parts_of.values():
             kind_of(part)  # a class without a processor is refused before anything runs
-    if work_dir is not None and distributed.count() > 1:
-        raise DitQuantError("a work folder is for one process, this run has several. Leave it out, or start one.")
+    if work_dir is not None:
+        check_alone()
     chosen = {"recipe": recipe.makes(), "prompts": prompts, "forward": forward is not None, "seed": seed}
     chosen |= {"settings": settings, "max_calls": max_calls}
     missed: list[str] | None = [] if run else None
@@ -143,7 +143,7 @@ def _fit_layers(
             "no calibration prompts: recipe %r runs data-free, without smoothing and salient rotations",
             chosen["recipe"]["name"],
         )
-    work = None if work_dir is None else WorkFolder(work_dir, describe_models(model, parts) | chosen)
+    work = None if work_dir is None else WorkFolder(work_dir, describe_models(model, transformers_of(model)) | chosen)
     made: dict[str, dict[str, QuantLinear]] = {}
     announce(parts, run, max_calls, recorded_bytes)
     with TensorStore(recorded_bytes) as store:
@@ -168,6 +168,12 @@ def _fit_attention(
         log.warning("no calibration prompts: the attention of recipe %r stays dense", recipe.name)
         return {}
     return {name: fit_runs(model, run, recipe.attention).plan for name, model in models.items()}
+
+
+def check_alone() -> None:
+    """Refuse a work folder for several processes."""
+    if distributed.count() > 1:
+        raise DitQuantError("a work folder is for one process, this run has several. Leave it out, or start one.")
 
 
 def _check_seed(seed: Any) -> int:

@@ -1,6 +1,7 @@
 """Choose format and bits of every layer within a budget, by how much the model's prediction feels their error."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +12,8 @@ from torch import nn
 from ditquant.auto.clock import Clock
 from ditquant.auto.front import Choice, Point, Way, by_size, by_time, descend, point
 from ditquant.auto.ways import BASE, measure
-from ditquant.calibration import MAX_CALLS
-from ditquant.engine import match, runner
+from ditquant.calibration import MAX_CALLS, WorkFolder, describe_models
+from ditquant.engine import check_alone, match, runner
 from ditquant.errors import DitQuantError
 from ditquant.integrations.diffusers import transformers_of
 from ditquant.recipe import Recipe, Rule
@@ -40,6 +41,7 @@ def choose(
     settings: Mapping[str, float | None] | None = None,
     base: str | Mapping[str, Any] | Recipe = BASE,
     clock: Clock | None = None,
+    work_dir: str | os.PathLike | None = None,
 ) -> Auto:
     """Return the recipe of least error within a budget; the model stays as it is.
 
@@ -47,11 +49,15 @@ def choose(
     transformer, each measured alone on this machine, in the model's dtype, on the rows of a calibration call. A `clock`
     may bring a table, and holds what was measured afterwards.
 
+    `work_dir` keeps the ways that are measured: killed and called again with equal arguments the run goes on at the
+    block where it was, and another budget of the same kind is spent at once. Delete the folder afterwards.
+
     Every layer may have Twin-Log weights of 2 to 4 bits, uniform ones of 3 to 8, or stay in floating point; all else
     is as `base` says.
 
     Raises:
-        DitQuantError: no budget or two, no data, several transformers, or a budget that cannot be reached.
+        DitQuantError: no budget or two, no data, several transformers, a budget that cannot be reached, or a work
+            folder of another run.
     """
     check_budget(bits, latency_ms)
     if prompts is None and forward is None:
@@ -60,10 +66,17 @@ def choose(
     if len(parts) != 1:
         raise DitQuantError(f"bits are chosen for one transformer at a time, this pipeline has {', '.join(parts)}.")
     [(name, part)] = parts.items()
-    matched = match(part, Recipe.load(base))
+    rules = Recipe.load(base)
+    matched = match(part, rules)
     run = runner(model, prompts, forward, seed, settings or {})
     clock = None if latency_ms is None else clock or Clock()
-    ways = measure(name, part, matched, run, seed, max_calls, clock)
+    kept = None
+    if work_dir is not None:
+        check_alone()
+        about = {"recipe": rules.makes(), "prompts": prompts and list(prompts), "forward": forward is not None}
+        about |= {"seed": seed, "settings": settings or {}, "max_calls": max_calls, "kind of budget": bits is None}
+        kept = WorkFolder(work_dir, describe_models(model, parts) | about)
+    ways = measure(name, part, matched, run, seed, max_calls, clock, kept)
     return spend(ways, sum(layer.parameters for layer, _ in matched), bits, latency_ms)
 
 

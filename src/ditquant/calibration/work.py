@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from ditquant.calibration.kept import (
     save_layers,
     save_recording,
 )
-from ditquant.calibration.part import Part
 from ditquant.calibration.record import Recording
 from ditquant.calibration.walk import Walk
 from ditquant.errors import DitQuantError
@@ -99,6 +98,12 @@ class WorkFolder:
         if before is not None:
             shutil.rmtree(self.path / before / "carried", ignore_errors=True)
 
+    def forget(self) -> None:
+        """Delete all that is finished."""
+        for place in self.path.iterdir():
+            if place.is_dir():
+                shutil.rmtree(place)
+
     def restore(self, unit: str, walk: Walk) -> bool:
         """Give a walk what it carried on from a finished unit; False if that cannot be read."""
         with self._told(f"{unit}/carried"):
@@ -133,12 +138,12 @@ def clear_work(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def describe_models(model: Any, parts: Sequence[Part]) -> dict[str, Any]:
+def describe_models(model: Any, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Return what tells one model or pipeline from another."""
     return {
         "version of ditquant": version("ditquant"),
-        "model": [(p.name, type(p.model).__name__, _config(p.model)) for p in parts],
-        "weights": [_sample_weights(p.model) for p in parts],
+        "model": [(name, type(part).__name__, _config(part)) for name, part in parts.items()],
+        "weights": [_sample_weights(part) for part in parts.values()],
         "scheduler": _config(getattr(model, "scheduler", None)),
     }
 

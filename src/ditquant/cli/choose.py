@@ -11,6 +11,7 @@ from ditquant.registry import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from ditquant.auto import Auto, Point
     from ditquant.recipe import Recipe
@@ -58,7 +59,14 @@ def first_recipe(recipe: str, budget: Budget, prompts: Sequence[Any] | None) -> 
     return Recipe.load(BASE)
 
 
-def spend(pipeline: Any, budget: Budget, prompts: Sequence[Any], seed: int, settings: Mapping[str, Any]) -> Recipe:
+def spend(
+    pipeline: Any,
+    budget: Budget,
+    prompts: Sequence[Any],
+    seed: int,
+    settings: Mapping[str, Any],
+    work_dir: Path | None = None,
+) -> Recipe:
     """Choose the bits of every layer, and print the front of what any budget would bring.
 
     Raises:
@@ -66,7 +74,7 @@ def spend(pipeline: Any, budget: Budget, prompts: Sequence[Any], seed: int, sett
     """
     from ditquant.auto import choose
 
-    found = choose(pipeline, *budget, prompts=prompts, seed=seed, settings=settings)
+    found = choose(pipeline, *budget, prompts=prompts, seed=seed, settings=settings, work_dir=work_dir)
     show_front(found, budget)
     if all(rule.weight is None for rule in found.recipe.rules):
         raise DitQuantError(

@@ -134,8 +134,11 @@ def quantize(
         return
     loaded = sources.load(source, compute, device)
     if budget.option and texts is not None:
-        rules = spend(loaded, budget, texts, seed, settings)
-    made = run(loaded, rules, prompts=texts, seed=seed, work_dir=work_dir, settings=settings)
+        rules = spend(loaded, budget, texts, seed, settings, work_dir)
+        inside = work_dir and work_dir / rules.name  # beside the ways that were measured for any budget
+    else:
+        inside = work_dir
+    made = run(loaded, rules, prompts=texts, seed=seed, work_dir=inside, settings=settings)
     if not distributed.is_main():
         return
     save(loaded, source, output, overwrite)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ditquant import distributed
@@ -95,5 +94,4 @@ def search_model(
 
 def model_digest(pipeline: Any) -> str:
     """Return what tells a pipeline's transformers and scheduler from others."""
-    parts = [SimpleNamespace(name=name, model=model) for name, model in Models.of(pipeline).parts.items()]
-    return digests({"model": describe_models(pipeline, parts)})["model"]
+    return digests({"model": describe_models(pipeline, Models.of(pipeline).parts)})["model"]
