@@ -70,6 +70,43 @@ def test_products_in_groups_are_equal(tokens, symmetric, groups):
     assert torch.equal(without, by_amx)
 
 
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize(("rows", "width"), [(640, 100), (401, 640), (225, 4000), (1217, 1100)])
+def test_runs_of_tiles_are_equal(rows, width, threads, decoded, gelu):
+    """One run for all tiles, runs of unequal length, a run that is one tile, and more tokens than those of a chunk."""
+    x = torch.randn(2100 if rows == 401 else 150, width, generator=torch.Generator().manual_seed(2)).bfloat16()
+    x[5] = 0
+    weight, bias = some_weight(rows, width), torch.randn(rows)
+    for symmetric in (True, False):
+        activation = ActSpec(8, symmetric=symmetric)
+        without, by_amx = both_ways(
+            lambda: cpu.linear_rows(x, weight, activation, bias, decoded=decoded, gelu=gelu)  # noqa: B023
+        )
+        assert torch.equal(without, by_amx)
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize(("rows", "width"), [(640, 128), (401, 640), (225, 4096)])
+def test_runs_of_tiles_in_groups_are_equal(rows, width, threads, decoded):
+    x = torch.randn(150, width, generator=torch.Generator().manual_seed(2)) + 0.3
+    weight = torch.randn(rows, width, generator=torch.Generator().manual_seed(1))
+    packed, bias = QUANTIZERS["rtn"](weight, WeightSpec(4, "affine", 128, False)), torch.randn(rows)
+    activation = ActSpec(8, "group", 64, False)
+    without, by_amx = both_ways(lambda: cpu.linear_groups(x, packed, activation, bias, decoded=decoded))
+    assert torch.equal(without, by_amx)
+
+
 def test_the_largest_codes_do_not_overflow():
     x, weight = torch.full((64, 65536), 127.0), torch.full((32, 65536), -127.0)
     packed = QUANTIZERS["rtn"](weight, WeightSpec(8, "affine"))

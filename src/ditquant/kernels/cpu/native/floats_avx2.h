@@ -97,7 +97,10 @@ inline Ints load_ints(const int32_t* from) {
     return {_mm256_loadu_si256(part), _mm256_loadu_si256(part + 1)};
 }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
-inline Floats div(Floats a, Floats b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+inline Floats reciprocal(Floats x) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return {_mm256_div_ps(one, x.low), _mm256_div_ps(one, x.high)};
+}
 inline __m256 power_of_two(__m256i x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(127)), 23));
 }

@@ -54,7 +54,11 @@ inline void exchange(Floats (&v)[4]) {
 }
 
 inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
-inline Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+// Of floats whose reciprocal is normal, to a unit in the last place or two.
+inline Floats reciprocal(Floats x) {
+    const Floats about = _mm512_rcp14_ps(x);
+    return mul(about, fnmadd(x, about, all(2.0f)));
+}
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Floats power_of_two(Ints x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(127)), 23));

@@ -33,16 +33,27 @@ DITQUANT_API void ditquant_linear(const uint8_t* values, const float* scale, con
     const Product p{values, scale, zero, tokens, weight, tiles, sums, row_scale, bias, y, dtype, gelu != 0,
                     is_narrow(weight)};
     const int64_t tile_size = p.weight.padded() * TILE_ROWS;
-    share(ceil_div(rows, TILE_ROWS), tokens, many_tokens(), threads, [&](int64_t i, int64_t token, int64_t end) {
-        static thread_local Scratch<int8_t> scratch;
-        alignas(64) int32_t own[TILE_ROWS];
-        const int8_t* tile = tiles ? tiles + i * tile_size : scratch.get(tile_size);
-        if (!tiles) decode_tile(p.weight, i * TILE_ROWS, const_cast<int8_t*>(tile), own);
-        const int32_t* tile_sums = tiles ? sums + i * TILE_ROWS : own;
-        token = multiply_many(p, tile, tile_sums, i * TILE_ROWS, token, end);
-        by_steps(token, end, [&](int64_t at, auto count) {
-            multiply<decltype(count)::value>(p, tile, tile_sums, i * TILE_ROWS, at);
-        });
+    const Grid grid{ceil_div(rows, TILE_ROWS), many_tiles(tile_size), tokens, many_tokens()};
+    share(grid, threads, [&](int64_t tile, int64_t count, int64_t token, int64_t end) {
+        static thread_local Scratch<int8_t> own;
+        static thread_local Scratch<int32_t> own_sums;
+        const int64_t row = tile * TILE_ROWS;
+        const int8_t* here = tiles + tile * tile_size;
+        const int32_t* here_sums = sums + row;
+        if (!tiles) {
+            int8_t* made = own.get(count * tile_size);
+            int32_t* made_sums = own_sums.get(count * TILE_ROWS);
+            for (int64_t i = 0; i < count; i++) {
+                decode_tile(p.weight, row + i * TILE_ROWS, made + i * tile_size, made_sums + i * TILE_ROWS);
+            }
+            here = made, here_sums = made_sums;
+        }
+        token = multiply_many(p, here, here_sums, row, count, token, end);
+        for (int64_t i = 0; i < count; i++) {
+            by_steps(token, end, [&](int64_t at, auto step) {
+                multiply<decltype(step)::value>(p, here + i * tile_size, here_sums + i * TILE_ROWS, row + i * TILE_ROWS, at);
+            });
+        }
     });
 }
 

@@ -60,8 +60,11 @@ void multiply(const Product& p, const int8_t* tile, const int32_t* row_sums, int
     }
 }
 
-// Tokens that go together best, and nothing here that multiplies more at a time.
+// Tokens and tiles that go together best, and nothing here that multiplies more at a time.
 inline int64_t many_tokens() { return TOKENS; }
-inline int64_t multiply_many(const Product&, const int8_t*, const int32_t*, int64_t, int64_t token, int64_t) { return token; }
+inline int64_t many_tiles(int64_t) { return 1; }
+inline int64_t multiply_many(const Product&, const int8_t*, const int32_t*, int64_t, int64_t, int64_t token, int64_t) {
+    return token;
+}
 
 }  // namespace ditquant

@@ -1,4 +1,4 @@
-// Share a product among threads: a task is a tile of rows and a chunk of tokens.
+// Share a product among threads: a task is a run of tiles of rows and a chunk of tokens.
 #pragma once
 
 #include "parallel.h"
@@ -9,16 +9,25 @@ namespace ditquant {
 constexpr int TOKENS = 6;        // of one step: 6 x 4 vectors of sums, 4 of weights and a token's fill the registers
 constexpr int64_t CHUNK = 2048;  // tokens of a task: their codes stay in the shared cache while all tiles pass
 
-// Call work(tile, token, end) for all tiles and tokens: enough tasks for every thread, none so small that decoding its
-// tile would show, all but the last of a multiple of `step` tokens.
+struct Grid {
+    int64_t tiles, together;  // at most so many tiles in a run
+    int64_t tokens, step;     // all chunks but the last have a multiple of `step`
+};
+
+// Call work(tile, count, token, end) for all runs of tiles and chunks of tokens: enough tasks for every thread, none so
+// small that decoding its tiles would show.
 template <class Work>
-void share(int64_t tiles, int64_t tokens, int64_t step, int threads, const Work& work) {
-    int64_t chunks = ceil_div(tokens, CHUNK);
-    if (threads > 1) chunks = std::max(chunks, std::min(ceil_div(4 * threads, tiles), ceil_div(tokens, 192)));
-    const int64_t chunk = round_up(ceil_div(tokens, std::max<int64_t>(chunks, 1)), step);
-    parallel(chunks * tiles, threads, [&](int64_t task) {
-        const int64_t token = task / tiles * chunk;
-        work(task % tiles, token, std::min(token + chunk, tokens));
+void share(const Grid& grid, int threads, const Work& work) {
+    int64_t runs = ceil_div(grid.tiles, grid.together), chunks = ceil_div(grid.tokens, CHUNK);
+    if (threads > 1) {
+        runs = std::min(grid.tiles, std::max<int64_t>(round_up(runs, threads), 2 * threads));
+        const int64_t wanted = runs < grid.tiles ? 1 : ceil_div(4 * threads, runs);
+        chunks = std::max(chunks, std::min(wanted, ceil_div(grid.tokens, 192)));
+    }
+    const int64_t chunk = round_up(ceil_div(grid.tokens, std::max<int64_t>(chunks, 1)), grid.step);
+    parallel(chunks * runs, threads, [&](int64_t task) {
+        const int64_t run = task % runs, tile = run * grid.tiles / runs, token = task / runs * chunk;
+        work(tile, (run + 1) * grid.tiles / runs - tile, token, std::min(token + chunk, grid.tokens));
     });
 }
 
