@@ -47,6 +47,28 @@ def test_every_family_attends_by_the_kernels_and_back(name, calls):
     assert torch.equal(run(model), truth) and len(calls) == count
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_outputs_are_rescaled_where_that_changes_them(factor):
+    model = tiny("pixart").to(torch.bfloat16)
+    for layer in attention_layers(model):
+        layer.rescale_output_factor = factor
+    divided = []
+
+    class Count(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            divided.extend(args[1:] if func is torch.Tensor.div else ())
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        truth = run(model)
+        assert divided.count(factor) >= 4
+        divided.clear()
+        use_compiled_attention(model)
+        found = run(model)
+    assert divided.count(factor) == (0 if factor == 1 else 4)
+    assert float((found - truth).float().norm() / truth.float().norm()) < 0.03
+
+
 def test_processors_of_others_are_left_alone():
     class Own(type(attention_layers(tiny("pixart"))[0].processor)):
         pass

@@ -18,9 +18,15 @@ class _ByKernel(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None):
         if func is F.scaled_dot_product_attention:
             func = kernels.attention
+        elif func is Tensor.div and len(args) == 2 and not kwargs and _is_one(args[1]):
+            return args[0]  # diffusers divides what comes out by 1.0
         elif func is Tensor.unflatten:  # torch.compile cannot trace it here; the function does the same
             func = torch.unflatten
         return func(*args, **(kwargs or {}))
+
+
+def _is_one(divisor: Any) -> bool:
+    return type(divisor) is float and divisor == 1
 
 
 @functools.cache
