@@ -180,6 +180,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="also compiled by torch, which takes a minute more")
     parser.add_argument("--load", action="store_true", help="also measure loading, which takes some minutes more")
     parser.add_argument("--sdnq-python", type=Path, help="the python of an environment that has SDNQ")
     parser.add_argument("--tables", action="store_true", help="print the tables of the figures written before")
@@ -197,7 +198,8 @@ def main() -> None:
         raise SystemExit(f"nothing to measure: {reason}")
     subject = shape_subject(SHAPE, options.blocks, options.tokens, BATCH, torch.bfloat16)
     modes, rounds = ("memory", "speed"), options.rounds
-    result = measure(subject, options.recipes, modes, rounds, sdnq_python=options.sdnq_python, tell=print)
+    more = {"sdnq_python": options.sdnq_python, "compile": options.compile, "tell": print}
+    result = measure(subject, options.recipes, modes, rounds, **more)
     result |= {"few_tokens": FEW_TOKENS, "products": {}, "groups": {}, "attention": {}}
     for bits in (4, 3):
         for name, shape in SHAPES.items():

@@ -76,6 +76,29 @@ def test_rows_are_those_of_who_took_part(subject, monkeypatch):
     assert found["subject"] == {"model": "tiny"} and found["rounds"] == 1 and said
 
 
+def test_ours_compiled_are_told_beside_the_eager_ones(subject, monkeypatch):
+    made = []
+
+    def compile_(model):
+        if len(made) == 2:
+            raise RuntimeError("no compiler here\nsecond line")
+        made.append(model)
+        return lambda **arguments: model(**arguments)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    found = measure(subject, ["rtn-w4a8"], ("memory", "speed"), 1, with_peers=False, compile=True)
+    rows = found["model"]
+    names = ["bfloat16", "rtn-w4a8, memory", "rtn-w4a8, speed", "bfloat16, compiled", "rtn-w4a8, memory, compiled"]
+    assert list(rows) == names and made[0] is subject.model
+    assert found["left_out"] == {"rtn-w4a8, speed, compiled": "RuntimeError: no compiler here"}
+    for name in names[3:]:
+        eager = rows[name.removesuffix(", compiled")]
+        assert {key: rows[name][key] for key in ("held_mb", "file_mb", "sqnr_db")} == {
+            key: eager[key] for key in ("held_mb", "file_mb", "sqnr_db")
+        }
+        assert "parts" not in rows[name]
+
+
 def test_a_quantized_model_is_measured_against_what_it_decodes_to(subject):
     first = dense(subject)
     (made,) = quantized(subject, "rtn-w8a8", ("memory",))

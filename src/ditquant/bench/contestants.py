@@ -3,8 +3,8 @@
 import copy
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ditquant.bench.memory import growth, stored_bytes
 from ditquant.bench.subject import Subject
 from ditquant.engine import quantize
+from ditquant.errors import first_line
 from ditquant.kernels import kept_bytes
 from ditquant.nn import QuantLinear, dequantize_model, set_mode
 
@@ -52,6 +53,16 @@ def quantized(subject: Subject, recipe: str | None, modes: tuple[str, ...]) -> I
         model = copy.deepcopy(made)
         set_mode(model, mode)
         yield of_model(f"{recipe or 'as stored'}, {mode}", model, subject, file_bytes)
+
+
+def compiled(contestants: Sequence[Contestant], subject: Subject, left_out: dict[str, str]) -> Iterator[Contestant]:
+    """Make contestants of our models compiled by torch; `left_out` takes the reasons of those that cannot be."""
+    for one in contestants:
+        name = f"{one.name}, compiled"
+        try:
+            yield replace(of_model(name, torch.compile(one.model), subject, one.file_bytes, one.held_bytes), model=None)
+        except Exception as error:  # a missing compiler, a model that it does not take
+            left_out[name] = f"{type(error).__name__}: {first_line(error)}"
 
 
 def of_model(

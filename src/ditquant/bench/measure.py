@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ditquant.bench.breakdown import breakdown
-from ditquant.bench.contestants import Contestant, dense, is_quantized, quantized
+from ditquant.bench.contestants import Contestant, compiled, dense, is_quantized, quantized
 from ditquant.bench.elsewhere import sdnq
 from ditquant.bench.loading import loading
 from ditquant.bench.machine import machine
@@ -29,10 +29,12 @@ def measure(
     sdnq_python: Path | None = None,
     parts: bool = True,
     load: bool = False,
+    compile: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure full precision, every recipe in every mode (None: the model as it is quantized), and other packages.
 
+    `compile` measures full precision and ours compiled by torch too, beside what runs eagerly.
     A contestant whose output is not finite gets no speed. Returns what the JSON file holds.
 
     Raises:
@@ -46,6 +48,9 @@ def measure(
         for recipe in recipes:
             tell(f"quantizing with {recipe}" if recipe else "taking it as it is quantized")
             contestants += quantized(subject, recipe, modes)
+        if compile:
+            tell("compiling")
+            contestants += compiled(tuple(contestants), subject, left_out)
         if with_peers and recipes != [None]:
             tell("preparing other packages")
             contestants += peers(subject, left_out)

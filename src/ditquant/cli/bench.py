@@ -34,6 +34,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Every contestant runs once a round.")] = 5,
     parts: Annotated[bool, typer.Option(help="Also measure operator by operator.")] = True,
     load: Annotated[bool, typer.Option("--load", help="Also load every model in a new process.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also compile full precision and ours by torch.")] = False,
     dtype: Dtype = "bfloat16",
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file of all figures.")] = None,
@@ -65,7 +66,7 @@ def bench(
     from ditquant.cli.bench_tables import show_found
 
     wanted = [None] if is_quantized(subject.model) else chosen
-    found = measure(subject, wanted, ways, rounds, peers, sdnq_python, parts, load, say)
+    found = measure(subject, wanted, ways, rounds, peers, sdnq_python, parts, load, compile, say)
     show_found(found)
     if output is not None:
         with atomic_file(output, overwrite) as file:
