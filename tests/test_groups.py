@@ -44,11 +44,31 @@ def test_a_shipped_recipe_works_at_any_width(name, head_dim, tmp_path, caplog):
     """84 and 336 channels, or 148 and 592: 64 divides none of them."""
     model = tiny("dit", attention_head_dim=head_dim, num_attention_heads=4)
     plan = ditquant.quantize(model, name, forward=run)
-    assert caplog.text.count("groups are fitted to the width") == 1
+    assert caplog.text.count("the recipe is fitted to the widths") == 1
     assert all(layer.weight.groups(model.get_submodule(n).in_features) for n, layer in plan.layers.items())
     assert QuantPlan.from_dict(plan.to_dict()).hash() == plan.hash()
     model.save_pretrained(tmp_path)
     assert torch.equal(run(type(model).from_pretrained(tmp_path)), run(model))
+
+
+@pytest.mark.parametrize("name", ["svdquant-w4a8", "lrq-plus-w4a8", "lrq-plus-lean-w4a8", "lrq-plus-w4a4"])
+def test_a_shipped_recipe_works_where_layers_are_narrower_than_its_rank(name, caplog):
+    model = tiny("dit", attention_head_dim=2, num_attention_heads=2)
+    plan = ditquant.quantize(model, name, forward=run)
+    wanted = {layer.rank for layer in ditquant.quantize(tiny("dit"), name, forward=run).layers.values()} - {0}
+    ranks = {layer.rank for layer in plan.layers.values()} - {0}
+    assert ranks == {4} and min(wanted) > 4
+    assert f"rank 4 in place of {max(wanted)} for 4 -> " in caplog.text
+
+
+def test_a_rank_of_ones_own_that_no_layer_can_have_is_a_slip(caplog):
+    rules = [{"target": "role:*", "weight": {"bits": 4}, "rank": 33}]
+    with pytest.raises(DitQuantError, match=r"rank 33 is too large for .*Choose at most 32\."):
+        ditquant.quantize(tiny("wan", ffn_dim=16), {"name": "mine", "rules": rules}, forward=run)
+    rules[0]["rank"] = 24
+    plan = ditquant.quantize(tiny("wan", ffn_dim=16), {"name": "mine", "rules": rules}, forward=run)
+    assert {layer.rank for layer in plan.layers.values()} == {16, 24}
+    assert "rank 16 in place of 24 for 16 -> 32 (2 layers)" in caplog.text
 
 
 def mine(group_size, **more):

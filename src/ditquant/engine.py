@@ -33,7 +33,7 @@ from ditquant.effort import fit_seconds
 from ditquant.errors import DitQuantError, of_layer
 from ditquant.fitting import fit_layer
 from ditquant.formats import FORMATS
-from ditquant.groups import check_some_fit, fit_groups, say_fitted
+from ditquant.groups import check_some_fit, fit_to, say_fitted
 from ditquant.integrations.attention import attend_by, entry, plan_of
 from ditquant.integrations.diffusers import mark_quantized, transformers_of
 from ditquant.models import Layer, find_linears
@@ -94,7 +94,7 @@ def quantize(
     parts_of = transformers_of(model)
     matched = {name: match(part, recipe) for name, part in parts_of.items()}
     if fitted := say_fitted(recipe.match, chain.from_iterable(matched.values())):
-        log.warning("groups are fitted to the width of their layer: %s", fitted)
+        log.warning("the recipe is fitted to the widths of its layers: %s", fitted)
     settings = {name: value for name, value in (settings or {}).items() if value is not None}
     run = runner(model, prompts, forward, seed, settings)
     check_max_calls(max_calls)
@@ -190,10 +190,11 @@ def _check_seed(seed: Any) -> int:
 def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:
     """Pair the layers that a recipe quantizes with their rules; reads no values, so meta modules do too.
 
-    A layer whose width a group size does not divide has the largest groups below that do (see `fit_groups`).
+    A layer whose width a group size does not divide has the largest groups below that do (see `fit_groups`), a narrow
+    one a smaller rank.
 
     Raises:
-        DitQuantError: no layer matches, a pattern matches none, a group size divides no layer's width and the recipe is
+        DitQuantError: no layer matches, a pattern matches none, a group size or a rank fits no layer and the recipe is
             not for any width, the model is quantized.
     """
     if any(isinstance(m, QuantLinear) for m in model.modules()):
@@ -206,14 +207,14 @@ def match(model: nn.Module, recipe: Recipe) -> list[tuple[Layer, Rule]]:
     rules = [(layer, rule) for layer, rule in found if rule is not None and rule.weight is not None]
     if not recipe.any_width:
         check_some_fit(rules)
-    rules = [(layer, fit_groups(rule, layer.in_features)) for layer, rule in rules]
+    rules = [(layer, fit_to(layer, rule)) for layer, rule in rules]
     for layer, rule in rules:
         check_rule(rule, layer)
     return rules
 
 
 def check_rule(rule: Rule, layer: Layer) -> None:
-    """Refuse what would fail for this layer later: unknown parts and options, groups that do not divide its width."""
+    """Refuse what would fail for this layer later: unknown parts and options, and what does not fit its width."""
     FORMATS[rule.weight.format]
     rule.weight.groups(layer.in_features, layer.name)
     if rule.activation is not None and rule.activation.group_size is not None:
