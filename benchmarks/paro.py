@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/paro.py                    # the shipped model; goes on where it was killed
     OMP_NUM_THREADS=2 python benchmarks/paro.py --model FOLDER --fit 2 --test 4 --steps 12
+    OMP_NUM_THREADS=2 python benchmarks/paro.py --test 24 --only "PARO INT8" Sage -o int8.json   # some rows, paired
 
 Plans are fitted to `--fit` prompts and tested on `--test` others, at equal seeds. Two figures for each row: PSNR of the
 videos against full precision, and the SQNR of the predictions at the states of the full-precision trajectory, which
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--frames", type=int)
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin with one of these")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "paro.json")
     asked = parser.parse_args()
     settings = {name: getattr(asked, name) for name in ("steps", "height", "width", "frames")}
@@ -149,6 +151,8 @@ def main() -> None:
     bench = Bench(pipeline, fit, test, settings)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     for name, install in rows(bench).items():
+        if not name.startswith(tuple(asked.only)):
+            continue
         if name not in result["rows"]:
             result["rows"][name] = bench.measure(install)
             asked.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from q_dit_model import Bench, errors
 from q_dit_page import write_page
-from q_dit_rows import BITS, FULL, PRODUCTS, Row, ladder, scan, searched, uniform
+from q_dit_rows import BITS, DRAWN, FULL, PRODUCTS, Row, draws, ladder, scan, searched, uniform
 from q_dit_summary import summary
 
 from ditquant.atomic import atomic_file
@@ -41,7 +41,8 @@ def wanted(plans: list[Path]) -> list[tuple[Row, int]]:
     rest = [(PRODUCTS, PIECE * SEEDS), (uniform("w4a8", 128, "qdit-gptq"), every)]
     known = {row for row, _ in (*steps, *rivals)}
     sizes = [(row, PIECE * SEEDS) for bits in BITS for row in scan(bits) if row not in known]
-    return [(FULL, every), *ours, *steps, *rivals, *rest, *sizes]
+    drawn = [(row, PIECE * SEEDS) for group in DRAWN for row in draws(group) if row.damping]
+    return [(FULL, every), *ours, *steps, *rivals, *rest, *sizes, *drawn]
 
 
 def pieces(rows: list[tuple[Row, int]]) -> Iterator[tuple[Row, int]]:
@@ -56,7 +57,8 @@ def pieces(rows: list[tuple[Row, int]]) -> Iterator[tuple[Row, int]]:
 def place(work: Path, settings: dict, row: Row, first: int) -> Path:
     """Return the file of a piece, which belongs to these settings, weights and rules."""
     rules = [] if row in (FULL, PRODUCTS) else [asdict(rule) for rule in row.rules()]
-    text = json.dumps([settings, asdict(row) | {"plan": ""}, rules], sort_keys=True)
+    words = {key: value for key, value in asdict(row).items() if key != "damping"}  # which stands in the rules
+    text = json.dumps([settings, words | {"plan": ""}, rules], sort_keys=True)
     return work / hashlib.sha256(text.encode()).hexdigest()[:16] / f"{first:05}.npz"
 
 

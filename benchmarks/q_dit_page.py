@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from q_dit_rows import BITS, BLOCK, GROUPS, ladder, uniform
+from q_dit_rows import BITS, BLOCK, DAMPINGS, DRAWN, GROUPS, draws, ladder, uniform
 
 BEGIN, END = "<!-- benchmarks/q_dit.py -->", "<!-- end -->"
 PAPER = ("225.5", "13.77", "6.64", "6.40")
@@ -42,7 +42,7 @@ class Measured:
 def write_page(data: Mapping[str, Any], path: Path) -> None:
     """Put the tables into the page."""
     found = Measured(data)
-    parts = [ladders(found), rivals(found), sizes(found)]
+    parts = [ladders(found), rivals(found), sizes(found), spread(found)]
     text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
@@ -115,3 +115,9 @@ def sizes(found: Measured) -> str:
         head += ["stale, %"] if quantizer != "qdit" else []
         text += f"\n**Group sizes, {bits.upper()}, {label}**\n\n" + table([*head, "samples"], rows)
     return text
+
+
+def spread(found: Measured) -> str:
+    rows = [[str(group), *(found.error(BITS[0], row.name) for row in draws(group))] for group in DRAWN]
+    title = f"**GPTQ, {BITS[0].upper()}, error x 10⁵ by damping: models of equally good layers**"
+    return f"{title}\n\n" + table(["g", *map(str, DAMPINGS)], rows)

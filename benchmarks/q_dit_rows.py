@@ -12,13 +12,15 @@ GROUPS = (32, 48, 64, 96, 128, 192, 384)
 BITS = ("w4a8", "w3a8")
 FULL_ROW = "full row"
 BLOCK = 128  # columns between two updates of GPTQ's weights: there a stale group is none
+DRAWN = (32, 48, 128)
+DAMPINGS = (0.007, 0.0085, 0.01, 0.0115, 0.013)  # of GPTQ, whose default is in the middle
 
 
 @dataclass(frozen=True)
 class Row:
     """One plan: `group` of the weights, activations `static` (per tensor or group) or dynamic per token and group.
 
-    `plan` is a folder of `ditquant search`, whose rules are taken as they are.
+    `plan` is a folder of `ditquant search`, whose rules are taken as they are; `damping` is GPTQ's own by default.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Row:
     static: bool = False
     defect: str = ""
     plan: str = ""
+    damping: float | None = None
 
     def rules(self) -> list[Rule]:
         """Return the rules that make it."""
@@ -36,6 +39,8 @@ class Row:
         return [self._grouped(rule) for rule in Recipe.load(f"{self.quantizer}-{self.bits}").rules]
 
     def _grouped(self, rule: Rule) -> Rule:
+        if self.damping is not None and rule.quantizer == "gptq":
+            rule = replace(rule, quantizer_options=rule.quantizer_options | {"damping": self.damping})
         if rule.activation is not None:
             acts = ActSpec(rule.activation.bits, "group" if self.group else "token", self.group, symmetric=False)
             return replace(rule, weight=replace(rule.weight, group_size=self.group), activation=acts)
@@ -66,6 +71,12 @@ def scan(bits: str) -> list[Row]:
     sound = [uniform(bits, g, quantizer) for quantizer in ("qdit", "qdit-gptq") for g in (*GROUPS, None)]
     clamped = [uniform(bits, g, quantizer, "clamped") for quantizer in ("qdit", "qdit-gptq") for g in GROUPS]
     return [*sound, *(uniform(bits, g, "qdit-gptq", "stale") for g in reversed(GROUPS) if g % BLOCK), *clamped]
+
+
+def draws(group: int) -> list[Row]:
+    """Rows that differ in nothing but how their errors fall: GPTQ with dampings that are as good as each other."""
+    own = uniform(BITS[0], group, "qdit-gptq")
+    return [own if d == 0.01 else replace(own, name=f"{own.name}, damping {d}", damping=d) for d in DAMPINGS]
 
 
 def searched(plans: list[Path]) -> list[Row]:

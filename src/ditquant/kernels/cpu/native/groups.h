@@ -26,12 +26,6 @@ struct GroupTile {
     int8_t* values;  // [padded() * 64]
     int32_t* sums;   // [parts() * 64]
     float* scale;    // [groups() * 64]
-
-    // The tile so many behind it, in tensors that hold one after the other.
-    GroupTile behind(const Groups& w, int64_t count) const {
-        return {values + count * w.padded() * TILE_ROWS, sums + count * w.parts() * TILE_ROWS,
-                scale + count * w.groups() * TILE_ROWS};
-    }
 };
 
 // Lay the scales of 64 rows side by side, zero beyond the weight.

@@ -43,6 +43,12 @@ std::vector<uint8_t> places(int64_t channels, int64_t group) {
     return found;
 }
 
+// Where tile i begins in decoded tensors, which hold one tile after the other.
+GroupTile tile_at(const Groups& w, const GroupTile& tiles, int64_t i) {
+    return {tiles.values + i * w.padded() * TILE_ROWS, tiles.sums + i * w.parts() * TILE_ROWS,
+            tiles.scale + i * w.groups() * TILE_ROWS};
+}
+
 }  // namespace
 }  // namespace ditquant
 
@@ -56,7 +62,7 @@ DITQUANT_API void ditquant_decode_groups(const uint8_t* codes, const float* scal
     const auto place = places(channels, group);
     const Groups weight{codes, scale, zero, place.data(), bits, rows, channels, group, part};
     parallel(ceil_div(rows, TILE_ROWS), threads, [&](int64_t i) {
-        decode_groups(weight, i * TILE_ROWS, GroupTile{tiles, sums, row_scale}.behind(weight, i));
+        decode_groups(weight, i * TILE_ROWS, tile_at(weight, {tiles, sums, row_scale}, i));
     });
 }
 
@@ -69,27 +75,23 @@ DITQUANT_API void ditquant_linear_groups(const uint8_t* values, const float* x_s
     const auto place = places(channels, group);
     const Groups weight{codes, scale, zero, place.data(), bits, rows, channels, group, part};
     const GroupProduct p{values, x_scale, x_zero, tokens, x_group, weight, bias, y, dtype};
-    const int64_t tile_size = weight.padded() * TILE_ROWS;
-    const Grid grid{ceil_div(rows, TILE_ROWS), many_tiles(tile_size), tokens, many_tokens()};
-    share(grid, threads, [&](int64_t tile, int64_t count, int64_t token, int64_t end) {
+    const Grid grid{ceil_div(rows, TILE_ROWS), 1, tokens, many_tokens()};
+    share(grid, threads, [&](int64_t i, int64_t, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> own_values;
         static thread_local Scratch<int32_t> own_sums;
         static thread_local Scratch<float> own_scale;
-        const int64_t row = tile * TILE_ROWS;
-        GroupTile here;
+        GroupTile tile;
         if (tiles) {
-            here = GroupTile{tiles, sums, row_scale}.behind(weight, tile);
+            tile = tile_at(weight, {tiles, sums, row_scale}, i);
         } else {
-            here = {own_values.get(count * tile_size), own_sums.get(count * weight.parts() * TILE_ROWS),
-                    own_scale.get(count * weight.groups() * TILE_ROWS)};
-            for (int64_t i = 0; i < count; i++) decode_groups(weight, row + i * TILE_ROWS, here.behind(weight, i));
+            tile = {own_values.get(weight.padded() * TILE_ROWS), own_sums.get(weight.parts() * TILE_ROWS),
+                    own_scale.get(weight.groups() * TILE_ROWS)};
+            decode_groups(weight, i * TILE_ROWS, tile);
         }
-        token = multiply_many(p, here, row, count, token, end, write);
-        for (int64_t i = 0; i < count; i++) {
-            by_steps(token, end, [&](int64_t at, auto step) {
-                multiply<decltype(step)::value>(p, here.behind(weight, i), row + i * TILE_ROWS, at);
-            });
-        }
+        token = multiply_many(p, tile, i * TILE_ROWS, token, end, write);
+        by_steps(token, end, [&](int64_t at, auto count) {
+            multiply<decltype(count)::value>(p, tile, i * TILE_ROWS, at);
+        });
     });
 }
 

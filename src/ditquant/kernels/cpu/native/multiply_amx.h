@@ -22,52 +22,19 @@ constexpr int64_t AHEAD = 2;         // steps
 inline int64_t many_tokens() { return uses_amx() ? AMX_TOKENS : TOKENS; }
 inline int64_t many_tiles(int64_t bytes) { return uses_amx() ? std::max<int64_t>(NEAR / bytes, 1) : 1; }
 
-// What is to be made of the sums of AMX_TOKENS tokens, one token at a time; nothing in the beginning.
-template <class Maker>
+// Outputs of AMX_TOKENS tokens and AMX_ROWS rows, as `Outputs` makes them, that are still to be made of sums `found`,
+// which began with -128 times `sums`; none in the beginning.
 class Pending {
-    Maker maker_;
-    int64_t next_ = AMX_TOKENS;
-
-  public:
-    Pending() = default;
-    explicit Pending(const Maker& maker) : maker_(maker), next_(0) {}
-    void make(int64_t count) {
-        for (const int64_t end = std::min(next_ + count, AMX_TOKENS); next_ < end; next_++) maker_.make(next_);
-    }
-};
-
-// Sums [AMX_TOKENS, AMX_ROWS] over `steps` times TILE_BYTES channels, on top of `start` [AMX_ROWS], go to `found`; what
-// is pending is made meanwhile.
-template <class Maker>
-inline void multiply_block(const uint8_t* x, int64_t channels, const int8_t* weights, int64_t steps,
-                           const int32_t* start, int32_t* found, Pending<Maker>& pending) {
-    const int64_t each = ceil_div(AMX_TOKENS, steps);
-    Sums<2>::load(start, 0);
-    for (int64_t k = 0; k < steps; k++, x += TILE_BYTES, weights += TILE_BYTES * TILE_ROWS) {
-        const int8_t* ahead = weights + AHEAD * TILE_BYTES * TILE_ROWS;
-        DITQUANT_UNROLL for (int64_t i = 0; i < TILE_SIDE; i++) {
-            _mm_prefetch(ahead + i * 4 * TILE_ROWS, _MM_HINT_T0);
-            _mm_prefetch(ahead + i * 4 * TILE_ROWS + TILE_BYTES, _MM_HINT_T0);
-        }
-        Sums<2>::add<false>(x, channels, weights, 4 * TILE_ROWS);
-        pending.make(each);
-    }
-    pending.make(AMX_TOKENS);
-    Sums<2>::store(found, AMX_ROWS * sizeof(int32_t));
-}
-
-// Outputs of AMX_ROWS rows from `at` on, as `Outputs` makes them, of sums that began with -128 times `sums`.
-class RowOutputs {
     const Product* p_ = nullptr;
     const int32_t *sums_, *found_;
-    int64_t at_, token_;
+    int64_t at_, token_, next_ = AMX_TOKENS;
     Lanes there_[2];
     __m512 row_scale_[2], bias_[2];
 
   public:
-    RowOutputs() = default;
-    RowOutputs(const Product& p, const int32_t* sums, int64_t at, int64_t token, const int32_t* found)
-        : p_(&p), sums_(sums), found_(found), at_(at), token_(token) {
+    Pending() = default;
+    Pending(const Product& p, const int32_t* sums, int64_t at, int64_t token, const int32_t* found)
+        : p_(&p), sums_(sums), found_(found), at_(at), token_(token), next_(0) {
         for (int j = 0; j < 2; j++) {
             const int64_t lane = at + j * TILE_SIDE;
             there_[j] = first_floats(p.weight.rows - lane);
@@ -76,7 +43,13 @@ class RowOutputs {
         }
     }
 
-    void make(int64_t i) const {
+    // Those of so many tokens more.
+    void make(int64_t count) {
+        for (const int64_t end = std::min(next_ + count, AMX_TOKENS); next_ < end; next_++) put(next_);
+    }
+
+  private:
+    void put(int64_t i) const {
         const int64_t token = token_ + i, to = token * p_->weight.rows + at_;
         const int32_t zero = p_->zero[token];
         __m512 y[2];
@@ -99,6 +72,25 @@ class RowOutputs {
     }
 };
 
+// Sums [AMX_TOKENS, AMX_ROWS] over `steps` times TILE_BYTES channels, on top of `start` [AMX_ROWS], go to `found`; what
+// is pending is made meanwhile.
+inline void multiply_block(const uint8_t* x, int64_t channels, const int8_t* weights, int64_t steps,
+                           const int32_t* start, int32_t* found, Pending& pending) {
+    const int64_t each = ceil_div(AMX_TOKENS, steps);
+    Sums<2>::load(start, 0);
+    for (int64_t k = 0; k < steps; k++, x += TILE_BYTES, weights += TILE_BYTES * TILE_ROWS) {
+        const int8_t* ahead = weights + AHEAD * TILE_BYTES * TILE_ROWS;
+        DITQUANT_UNROLL for (int64_t i = 0; i < TILE_SIDE; i++) {
+            _mm_prefetch(ahead + i * 4 * TILE_ROWS, _MM_HINT_T0);
+            _mm_prefetch(ahead + i * 4 * TILE_ROWS + TILE_BYTES, _MM_HINT_T0);
+        }
+        Sums<2>::add<false>(x, channels, weights, 4 * TILE_ROWS);
+        pending.make(each);
+    }
+    pending.make(AMX_TOKENS);
+    Sums<2>::store(found, AMX_ROWS * sizeof(int32_t));
+}
+
 // Multiply as many tokens as go together with `count` tiles, the first of which begins at `row`; returns the first token
 // that is left.
 inline int64_t multiply_many(const Product& p, const int8_t* tiles, const int32_t* sums, int64_t row, int64_t count,
@@ -109,7 +101,7 @@ inline int64_t multiply_many(const Product& p, const int8_t* tiles, const int32_
     for (int64_t i = 0; i < count * TILE_ROWS; i++) starts[i] = -128 * sums[i];
     alignas(64) int32_t found[2][AMX_TOKENS * AMX_ROWS];
     int turn = 0;
-    Pending<RowOutputs> pending;
+    Pending pending;
     const TileRegisters registers;
     const int64_t channels = p.weight.padded(), rows = std::min(count * TILE_ROWS, p.weight.rows - row);
     for (; token + AMX_TOKENS <= end; token += AMX_TOKENS) {
@@ -117,7 +109,7 @@ inline int64_t multiply_many(const Product& p, const int8_t* tiles, const int32_
             const int8_t* weights = tiles + first / TILE_ROWS * channels * TILE_ROWS + first % TILE_ROWS * 4;
             multiply_block(p.values + token * channels, channels, weights, channels / TILE_BYTES, starts + first,
                            found[turn], pending);
-            pending = Pending(RowOutputs(p, sums + first, row + first, token, found[turn]));
+            pending = Pending(p, sums + first, row + first, token, found[turn]);
         }
     }
     pending.make(AMX_TOKENS);

@@ -44,7 +44,7 @@ void add_part(const GroupProduct& p, const GroupTile& tile, const GroupCodes& x,
 
 // Nothing here multiplies more tokens at a time.
 template <class Write>
-int64_t multiply_many(const GroupProduct&, const GroupTile&, int64_t, int64_t, int64_t token, int64_t, const Write&) {
+int64_t multiply_many(const GroupProduct&, const GroupTile&, int64_t, int64_t token, int64_t, const Write&) {
     return token;
 }
 
