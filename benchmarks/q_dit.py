@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from q_dit_model import Bench, errors
 from q_dit_page import write_page
-from q_dit_rows import BITS, DRAWN, FULL, PRODUCTS, Row, draws, ladder, scan, searched, uniform
+from q_dit_rows import BITS, BLOCK, DRAWN, FULL, GROUPS, PRODUCTS, Row, draws, ladder, scan, searched, uniform
 from q_dit_summary import summary
 
 from ditquant.atomic import atomic_file
@@ -99,6 +99,9 @@ def main() -> None:
         print(f"{row.bits} {row.name} {first}: {error:.6f}, {time.monotonic() - start:.1f} s", flush=True)
     files = {row: sorted(place(args.work, settings, row, 0).parent.glob("*.npz")) for row, _ in rows}
     data = {"settings": settings, "torch": torch.__version__} | summary(files, bench.judge)
+    data["stale layers"] = {
+        bits: {g: bench.stale_layers(int(bits[1]), g) for g in GROUPS if g % BLOCK} for bits in BITS
+    }
     with atomic_file(args.output, overwrite=True) as part:
         part.write_text(json.dumps(data, indent=1) + "\n")
     write_page(data, args.page)

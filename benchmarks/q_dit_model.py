@@ -5,6 +5,7 @@ twice as fast as the packed layers, and `products alone`, which quantizes nothin
 """
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,13 +24,15 @@ from ditquant.calibration.collect import watched
 from ditquant.engine import match
 from ditquant.evaluation.digits import Judge, class_accuracy
 from ditquant.evaluation.generate import Generated, generate
+from ditquant.formats import PackedWeight
 from ditquant.kernels.activation import fake_quantize
 from ditquant.nn import set_module
 from ditquant.quantizers import affine_fit
+from ditquant.quantizers.gptq import gptq
 from ditquant.recipe import Recipe
 from ditquant.search import LayerCache, Space, see_inputs
 from ditquant.search.model import model_digest
-from ditquant.specs import ActSpec
+from ditquant.specs import ActSpec, WeightSpec
 
 MODEL = "dit-digits"
 FIRST_SEED = 2_000_000
@@ -150,6 +153,20 @@ class Bench:
                     set_module(model, alias, Product(weight.detach(), made.bias, quantize))
         return model
 
+    def stale_layers(self, bits: int, group: int) -> float:
+        """Return how much error stale groups add to the layers' outputs: the geometric mean of ratios, less one."""
+        spec, logs = WeightSpec(bits, "affine", group, False), []
+        for name, stats in self.stats.items():
+            weight = self.full.get_submodule(name).weight.detach().float()
+            if stats.gram is None or weight.shape[1] % group:
+                continue
+            fresh = gptq(weight, spec, stats)
+            with defect("stale"):
+                old = gptq(weight, spec, stats)
+            ratio = _output_error(old, weight, stats.gram) / _output_error(fresh, weight, stats.gram)
+            logs.append(math.log(ratio))
+        return math.expm1(sum(logs) / len(logs))
+
     def paint(self, model: nn.Module, first: int, count: int) -> Generated:
         """Paint samples `first` and on; sample i has class i mod 10 and the seed 2,000,000 + i."""
         labels = [i % CLASSES for i in range(first, first + count)]
@@ -184,6 +201,11 @@ class Bench:
                 run_prompts(self.pipeline, range(CLASSES), 0, self.settings)
 
         return see_inputs(self.full, matched, run), ranges
+
+
+def _output_error(packed: PackedWeight, weight: Tensor, gram: Tensor) -> float:
+    lost = (packed.dequantize() - weight).double()
+    return float((lost @ gram.double() * lost).sum())
 
 
 def errors(made: Generated, truth: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class Measured:
 def write_page(data: Mapping[str, Any], path: Path) -> None:
     """Put the tables into the page."""
     found = Measured(data)
-    parts = [ladders(found), rivals(found), sizes(found), spread(found)]
+    parts = [ladders(found), rivals(found), sizes(found), spread(found), layers(data["stale layers"])]
     text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
@@ -119,5 +119,11 @@ def sizes(found: Measured) -> str:
 
 def spread(found: Measured) -> str:
     rows = [[str(group), *(found.error(BITS[0], row.name) for row in draws(group))] for group in DRAWN]
-    title = f"**GPTQ, {BITS[0].upper()}, error x 10⁵ by damping: models of equally good layers**"
+    title = f"**GPTQ, {BITS[0].upper()}, error x 10⁵ by damping**"
     return f"{title}\n\n" + table(["g", *map(str, DAMPINGS)], rows)
+
+
+def layers(stale: Mapping[str, Mapping[int, float]]) -> str:
+    rows = [[bits.upper(), *(f"{100 * change:+.1f}" for change in found.values())] for bits, found in stale.items()]
+    title = "**Stale groups against fresh ones, error of the layers' outputs on what they were fitted to, %**"
+    return f"{title}\n\n" + table(["", *(f"g = {g}" for g in next(iter(stale.values())))], rows)

@@ -74,7 +74,7 @@ def scan(bits: str) -> list[Row]:
 
 
 def draws(group: int) -> list[Row]:
-    """Rows that differ in nothing but how their errors fall: GPTQ with dampings that are as good as each other."""
+    """Rows that differ in little but how their errors happen to fall: GPTQ with dampings near each other."""
     own = uniform(BITS[0], group, "qdit-gptq")
     return [own if d == 0.01 else replace(own, name=f"{own.name}, damping {d}", damping=d) for d in DAMPINGS]
 

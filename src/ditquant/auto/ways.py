@@ -95,8 +95,8 @@ def measure(
         recordings = record_parts([part], run, store, max_calls, work)
         if name not in recordings:
             raise DitQuantError("bits can only be chosen for a model whose blocks can be run one by one.")
-        quantize_blocks(part, recordings[name], work)
-    if ways.keys() != names.keys():  # a file of a finished block is lost
+        made = quantize_blocks(part, recordings[name], work)
+    if work is not None and made.keys() - ways.keys():  # a file of a finished block is lost
         work.forget()
         return measure(name, model, matched, run, seed, max_calls, clock, work)
     return ways

@@ -20,7 +20,8 @@ template <class Work>
 void share(const Grid& grid, int threads, const Work& work) {
     int64_t runs = ceil_div(grid.tiles, grid.together), chunks = ceil_div(grid.tokens, CHUNK);
     if (threads > 1) {
-        runs = std::min(grid.tiles, std::max<int64_t>(round_up(runs, threads), 2 * threads));
+        runs = std::max<int64_t>(round_up(runs, threads), 2 * threads);
+        if (2 * runs > grid.tiles) runs = grid.tiles;  // runs of one tile and of two would not be done together
         const int64_t wanted = runs < grid.tiles ? 1 : ceil_div(4 * threads, runs);
         chunks = std::max(chunks, std::min(wanted, ceil_div(grid.tokens, 192)));
     }
