@@ -39,16 +39,16 @@ class Product {
         const char* first = static_cast<const char*>(a);
         to_ = static_cast<char*>(to), stride_ = stride, last_ = first + 3 * next;
         load_tile<0>(from, SUMS);
-        load_tile<1>(first, stride);
-        if (n_ > 1) load_tile<2>(first + next, stride);
-        if (n_ > 2) load_tile<3>(first + 2 * next, stride);
+        stream_tile<1>(first, stride);
+        if (n_ > 1) stream_tile<2>(first + next, stride);
+        if (n_ > 2) stream_tile<3>(first + 2 * next, stride);
     }
     // The second half.
     void multiply() {
         multiply_bfloat16<0, 1, 4>();
         if (n_ > 1) multiply_bfloat16<0, 2, 5>();
         if (n_ > 2) multiply_bfloat16<0, 3, 6>();
-        if (n_ > 3) load_tile<1>(last_, stride_), multiply_bfloat16<0, 1, 7>();
+        if (n_ > 3) stream_tile<1>(last_, stride_), multiply_bfloat16<0, 1, 7>();
         store_tile<0>(to_, SUMS);
     }
 };

@@ -15,8 +15,8 @@
 namespace ditquant {
 
 constexpr int64_t AMX_TOKENS = PAIR, AMX_ROWS = PAIR;
-constexpr int64_t NEAR = 640 << 10;  // bytes of decoded weights that one thread keeps in the second cache
-constexpr int64_t AHEAD = 2;         // steps
+constexpr int64_t NEAR = 900 << 10;  // bytes of decoded weights that one thread keeps in the second cache
+constexpr int64_t STRIP = 1152;      // channels: those of AMX_TOKENS stay in the first cache
 
 // Tokens that go together best, and tiles of so many bytes.
 inline int64_t many_tokens() { return uses_amx() ? AMX_TOKENS : TOKENS; }
@@ -72,19 +72,24 @@ class Pending {
     }
 };
 
-// Sums [AMX_TOKENS, AMX_ROWS] over `steps` times TILE_BYTES channels, on top of `start` [AMX_ROWS], go to `found`; what
-// is pending is made meanwhile.
-inline void multiply_block(const uint8_t* x, int64_t channels, const int8_t* weights, int64_t steps,
-                           const int32_t* start, int32_t* found, Pending& pending) {
-    const int64_t each = ceil_div(AMX_TOKENS, steps);
-    Sums<2>::load(start, 0);
-    for (int64_t k = 0; k < steps; k++, x += TILE_BYTES, weights += TILE_BYTES * TILE_ROWS) {
-        const int8_t* ahead = weights + AHEAD * TILE_BYTES * TILE_ROWS;
-        DITQUANT_UNROLL for (int64_t i = 0; i < TILE_SIDE; i++) {
-            _mm_prefetch(ahead + i * 4 * TILE_ROWS, _MM_HINT_T0);
-            _mm_prefetch(ahead + i * 4 * TILE_ROWS + TILE_BYTES, _MM_HINT_T0);
-        }
-        Sums<2>::add<false>(x, channels, weights, 4 * TILE_ROWS);
+// Tokens of a block of channels that are multiplied with one pair of vectors of rows after the other.
+struct Strip {
+    const uint8_t* x;  // [AMX_TOKENS, stride]
+    int64_t stride, steps;  // of TILE_BYTES channels
+    const uint8_t* next;    // the strip behind it, which is fetched meanwhile
+    int64_t fetched;        // tokens of it in one product
+};
+
+// Sums [AMX_TOKENS, AMX_ROWS] over a strip, on top of `start`, whose rows are `start_stride` bytes apart, go to `found`;
+// what is pending is made meanwhile.
+inline void multiply_strip(const Strip& strip, int64_t number, const int8_t* weights, const int32_t* start,
+                           int64_t start_stride, int32_t* found, Pending& pending) {
+    const int64_t each = ceil_div(AMX_TOKENS, strip.steps);
+    const int64_t first = std::min(number * strip.fetched, AMX_TOKENS), end = std::min(first + strip.fetched, AMX_TOKENS);
+    Sums<2>::load(start, start_stride);
+    for (int64_t k = 0; k < strip.steps; k++, weights += TILE_BYTES * TILE_ROWS) {
+        for (int64_t i = first; i < end; i++) _mm_prefetch(strip.next + i * strip.stride + k * TILE_BYTES, _MM_HINT_T1);
+        Sums<2>::add<false>(strip.x + k * TILE_BYTES, strip.stride, weights, 4 * TILE_ROWS);
         pending.make(each);
     }
     pending.make(AMX_TOKENS);
@@ -97,19 +102,27 @@ inline int64_t multiply_many(const Product& p, const int8_t* tiles, const int32_
                              int64_t token, int64_t end) {
     if (!uses_amx() || end - token < AMX_TOKENS) return token;
     static thread_local Scratch<int32_t> scratch;
-    int32_t* starts = scratch.get(count * TILE_ROWS);
+    const int64_t channels = p.weight.padded(), rows = std::min(count * TILE_ROWS, p.weight.rows - row);
+    const int64_t blocks = ceil_div(rows, AMX_ROWS), strips = ceil_div(channels, STRIP);
+    const int64_t wide = round_up(ceil_div(channels, strips), TILE_BYTES), size = AMX_TOKENS * AMX_ROWS;
+    int32_t* starts = scratch.get(count * TILE_ROWS + (strips > 1 ? blocks : 1) * size);
+    int32_t* found = starts + count * TILE_ROWS;
     for (int64_t i = 0; i < count * TILE_ROWS; i++) starts[i] = -128 * sums[i];
-    alignas(64) int32_t found[2][AMX_TOKENS * AMX_ROWS];
-    int turn = 0;
     Pending pending;
     const TileRegisters registers;
-    const int64_t channels = p.weight.padded(), rows = std::min(count * TILE_ROWS, p.weight.rows - row);
     for (; token + AMX_TOKENS <= end; token += AMX_TOKENS) {
-        for (int64_t first = 0; first < rows; first += AMX_ROWS, turn ^= 1) {
-            const int8_t* weights = tiles + first / TILE_ROWS * channels * TILE_ROWS + first % TILE_ROWS * 4;
-            multiply_block(p.values + token * channels, channels, weights, channels / TILE_BYTES, starts + first,
-                           found[turn], pending);
-            pending = Pending(p, sums + first, row + first, token, found[turn]);
+        const uint8_t *x = p.values + token * channels, *last = p.values + (end - AMX_TOKENS) * channels;
+        for (int64_t at = 0; at < channels; at += wide) {
+            const bool ends = at + wide >= channels;
+            const uint8_t* next = ends ? std::min(x + AMX_TOKENS * channels, last) : x + at + wide;
+            const Strip strip{x + at, channels, (ends ? channels - at : wide) / TILE_BYTES, next, ceil_div(AMX_TOKENS, blocks)};
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t first = block * AMX_ROWS;
+                const int8_t* weights = tiles + first / TILE_ROWS * channels * TILE_ROWS + at * TILE_ROWS + first % TILE_ROWS * 4;
+                int32_t* to = found + (strips > 1 ? block * size : 0);
+                multiply_strip(strip, block, weights, at ? to : starts + first, at ? AMX_ROWS * 4 : 0, to, pending);
+                if (ends) pending = Pending(p, sums + first, row + first, token, to);
+            }
         }
     }
     pending.make(AMX_TOKENS);

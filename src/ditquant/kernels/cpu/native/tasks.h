@@ -27,8 +27,10 @@ void share(const Grid& grid, int threads, const Work& work) {
     }
     const int64_t chunk = round_up(ceil_div(grid.tokens, std::max<int64_t>(chunks, 1)), grid.step);
     parallel(chunks * runs, threads, [&](int64_t task) {
-        const int64_t run = task % runs, tile = run * grid.tiles / runs, token = task / runs * chunk;
-        work(tile, (run + 1) * grid.tiles / runs - tile, token, std::min(token + chunk, grid.tokens));
+        // the longer runs come first: what is left for the last thread is short
+        const int64_t run = task % runs, longer = grid.tiles % runs, token = task / runs * chunk;
+        const int64_t tile = run * (grid.tiles / runs) + std::min(run, longer), count = grid.tiles / runs + (run < longer);
+        work(tile, count, token, std::min(token + chunk, grid.tokens));
     });
 }
 
