@@ -127,10 +127,8 @@ class Products {
 
 class Columns {
     static constexpr float NOTHING = -std::numeric_limits<float>::infinity();
-    static constexpr float ABOVE = 6;         // how far an exponent may rise above `top_`
-    static constexpr float BELOW = 120;       // 2^-120 stands for all that is less
-    static constexpr float MAGIC = 12582912;  // 1.5 * 2^23: floats of this size are whole numbers
-    static constexpr int64_t STEP = 4;        // keys between two products
+    static constexpr float ABOVE = 6;   // how far an exponent may rise above `top_`
+    static constexpr int64_t STEP = 4;  // keys between two products
 
     Scratch<uint16_t> keys_, values_, queries_;
     Scratch<float> y_;                                      // [padded width][PAIR]
@@ -182,20 +180,19 @@ class Columns {
     // Take the exponentials of a tile, and meanwhile products.
     void exponentiate(const Unit& unit, float slope, Products& products) {
         const __m512 slopes = _mm512_set1_ps(slope);
-        __m512 sum[2], less[2], low[2];
+        __m512 sum[2], less[2];
         DITQUANT_UNROLL for (int j = 0; j < 2; j++) {
             const __m512 top = _mm512_load_ps(top_ + 16 * j);
             less[j] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(top, _mm512_set1_ps(NOTHING), _CMP_NEQ_UQ), top);
             sum[j] = _mm512_mul_ps(_mm512_load_ps(sum_ + 16 * j), _mm512_load_ps(keep_ + 16 * j));
-            low[j] = _mm512_div_ps(_mm512_sub_ps(less[j], _mm512_set1_ps(BELOW)), slopes);
         }
         for (int64_t key = 0; key < TILE; key += STEP) {
             products.with(key + STEP, TILE, [&] {
                 DITQUANT_UNROLL for (int64_t i = key; i < key + STEP; i += 2) {
                     DITQUANT_UNROLL for (int j = 0; j < 2; j++) {
                         const float* s = unit.scores + i * PAIR + 16 * j;
-                        const __m512 even = power(_mm512_max_ps(low[j], _mm512_load_ps(s)), slopes, less[j]);
-                        const __m512 odd = power(_mm512_max_ps(low[j], _mm512_load_ps(s + PAIR)), slopes, less[j]);
+                        const __m512 even = power(_mm512_load_ps(s), slopes, less[j]);
+                        const __m512 odd = power(_mm512_load_ps(s + PAIR), slopes, less[j]);
                         const __m512i both = pairs(even, odd);
                         _mm512_store_si512(unit.p + i * PAIR + 32 * j, both);
                         // the sum of what is multiplied: rounding a large share does not move the mean
@@ -209,13 +206,13 @@ class Columns {
 
     // 2^(s * slope - top), to 8e-5 of itself.
     static __m512 power(__m512 s, __m512 slope, __m512 top) {
-        const __m512 x = _mm512_fmsub_ps(s, slope, top), magic = _mm512_set1_ps(MAGIC);
-        const __m512 whole = _mm512_add_ps(x, magic), f = _mm512_sub_ps(x, _mm512_sub_ps(whole, magic));
-        __m512 y = _mm512_set1_ps(5.5171451e-2f);  // least relative error for |f| <= 1/2
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4261064e-1f));
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9326098e-1f));
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.999281e-1f));
-        return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(whole), 23)));
+        const __m512 x = _mm512_fmsub_ps(s, slope, top);
+        const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // less the next lower whole number
+        __m512 y = _mm512_set1_ps(7.8024589e-2f);  // least relative error for 0 <= f <= 1
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.2606723e-1f));
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9583338e-1f));
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.9992520e-1f));
+        return _mm512_scalef_ps(y, x);
     }
 
     // 16 queries of two keys, as [query][2].

@@ -34,16 +34,19 @@ DITQUANT_API void ditquant_linear(const uint8_t* values, const float* scale, con
                     is_narrow(weight)};
     const int64_t tile_size = p.weight.padded() * TILE_ROWS;
     const Grid grid{ceil_div(rows, TILE_ROWS), many_tiles(tile_size), tokens, many_tokens()};
+    const uint64_t product = Remembered::next_product();
     share(grid, threads, [&](int64_t tile, int64_t count, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> own;
         static thread_local Scratch<int32_t> own_sums;
+        static thread_local Remembered decoded;
         const int64_t row = tile * TILE_ROWS;
         const int8_t* here = tiles + tile * tile_size;
         const int32_t* here_sums = sums + row;
         if (!tiles) {
             int8_t* made = own.get(count * tile_size);
             int32_t* made_sums = own_sums.get(count * TILE_ROWS);
-            for (int64_t i = 0; i < count; i++) {
+            const bool there = decoded.same(product, tile, count);
+            for (int64_t i = 0; i < count && !there; i++) {
                 decode_tile(p.weight, row + i * TILE_ROWS, made + i * tile_size, made_sums + i * TILE_ROWS);
             }
             here = made, here_sums = made_sums;

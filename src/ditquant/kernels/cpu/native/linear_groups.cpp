@@ -76,17 +76,19 @@ DITQUANT_API void ditquant_linear_groups(const uint8_t* values, const float* x_s
     const Groups weight{codes, scale, zero, place.data(), bits, rows, channels, group, part};
     const GroupProduct p{values, x_scale, x_zero, tokens, x_group, weight, bias, y, dtype};
     const Grid grid{ceil_div(rows, TILE_ROWS), 1, tokens, many_tokens()};
+    const uint64_t product = Remembered::next_product();
     share(grid, threads, [&](int64_t i, int64_t, int64_t token, int64_t end) {
         static thread_local Scratch<int8_t> own_values;
         static thread_local Scratch<int32_t> own_sums;
         static thread_local Scratch<float> own_scale;
+        static thread_local Remembered decoded;
         GroupTile tile;
         if (tiles) {
             tile = tile_at(weight, {tiles, sums, row_scale}, i);
         } else {
             tile = {own_values.get(weight.padded() * TILE_ROWS), own_sums.get(weight.parts() * TILE_ROWS),
                     own_scale.get(weight.groups() * TILE_ROWS)};
-            decode_groups(weight, i * TILE_ROWS, tile);
+            if (!decoded.same(product, i, 1)) decode_groups(weight, i * TILE_ROWS, tile);
         }
         token = multiply_many(p, tile, i * TILE_ROWS, token, end, write);
         by_steps(token, end, [&](int64_t at, auto count) {

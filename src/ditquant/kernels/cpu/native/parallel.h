@@ -21,20 +21,36 @@ inline GompParallel openmp() {
     return found;
 }
 
-// Call work(i) once for every i below `tasks`, on at most `threads` threads; the next free thread takes the next i.
+// Call work(i) once for every i below `tasks`, on at most `threads` threads. A thread takes tasks that follow each other,
+// which have much in common, and helps the others when it is through with its own.
 template <class Work>
 void parallel(int64_t tasks, int threads, const Work& work) {
+    struct alignas(64) Range {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
     struct Shared {
         const Work& work;
-        int64_t tasks;
-        std::atomic<int64_t> next{0};
+        std::vector<Range> ranges;
+        std::atomic<size_t> started{0};
         static void run(void* pointer) {
             auto& shared = *static_cast<Shared*>(pointer);
-            for (int64_t i; (i = shared.next.fetch_add(1)) < shared.tasks;) shared.work(i);
+            const size_t own = shared.started.fetch_add(1), count = shared.ranges.size();
+            for (size_t k = 0; k < count; k++) {
+                Range& range = shared.ranges[(own + k) % count];
+                for (int64_t i; (i = range.next.fetch_add(1)) < range.end;) shared.work(i);
+            }
         }
-    } shared{work, tasks};
+    };
     threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
-    if (threads <= 1) return Shared::run(&shared);
+    if (threads <= 1) {
+        for (int64_t i = 0; i < tasks; i++) work(i);
+        return;
+    }
+    Shared shared{work, std::vector<Range>(threads)};
+    for (int i = 0; i < threads; i++) {
+        shared.ranges[i].next = i * tasks / threads, shared.ranges[i].end = (i + 1) * tasks / threads;
+    }
     if (openmp()) return openmp()(Shared::run, &shared, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> others;
     for (int i = 1; i < threads; i++) others.emplace_back(Shared::run, &shared);
