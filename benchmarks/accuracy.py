@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py                          # about an hour on two cores; a killed run goes on
     python benchmarks/accuracy.py --bits w4a8 --seeds 1    # a look
-    python benchmarks/accuracy.py --model dit-digits       # the methods on another model: docs/results_digits.md
+    python benchmarks/accuracy.py --model dit-digits       # the same on another model: docs/results_digits.md
 
 Step SQNR in dB: the error of the predicted velocity at the states of the full-precision trajectory, 12 steps, both
 guidance branches, for 8 held-out captions a seed. A seed has its own calibration captions (8 of training scenes, 32 of
@@ -28,7 +28,7 @@ from typing import Any
 import accuracy_model as model
 import torch
 from accuracy_page import write_page
-from accuracy_rows import BARS, BITS, CAPTIONS, FULL, METHODS, SEEDS, Row, rows
+from accuracy_rows import BITS, FULL, METHODS, PAINTED, SEEDS, Row, rows
 
 from ditquant.atomic import atomic_file
 
@@ -57,8 +57,8 @@ def measure(job: tuple[str, str, Row]) -> tuple[str, dict[str, Any]]:
     """Measure one row of a model, in a process of its own."""
     name, of, row = job
     begin = time.perf_counter()
-    if row.table == CAPTIONS:
-        found = model.captions(None if row.name == FULL else row.recipe, row.seed)
+    if row.table == PAINTED:
+        found = model.painted(None if row.name == FULL else row.recipe, row.seed, of)
     else:
         found = model.measured(row.recipe, row.seed, row.prompts, row.salient, of)
     said = {"table": row.table, "name": row.name, "bits_asked": row.bits, "seed": row.seed}
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=model.MODELS, default=model.SHAPES)
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--bits", nargs="+", help="by default all; on digits those of the bars")
+    parser.add_argument("--bits", nargs="+", default=BITS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", choices=("methods", "page"), help="leave the ablations out, or write the page alone")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -92,11 +92,9 @@ def main() -> None:
     output = options.output or HERE / "results" / file_name
     page = options.page or HERE.parent / "docs" / page_name
     weights = model.digest(of)
-    planned = [row for row in rows() if of == model.SHAPES or (row.table == "methods" and row.bits in BARS)]
-    every = {key(of, weights, row) for row in planned}
+    every = {key(of, weights, row) for row in rows()}
     done = {name: row for name, row in finished(output, weights).items() if name in every}
-    bits = tuple(options.bits or (BITS if of == model.SHAPES else BARS))
-    wanted = [row for row in rows(tuple(options.methods), bits, options.seeds) if key(of, weights, row) in every]
+    wanted = rows(tuple(options.methods), tuple(options.bits), options.seeds)
     if options.only:
         wanted = [row for row in wanted if row.table == options.only]
     jobs = [(name, of, row) for row in wanted if (name := key(of, weights, row)) not in done]
@@ -107,7 +105,7 @@ def main() -> None:
         result = {"versions": versions, "settings": settings(of), "weights": weights, "rows": done}
         with atomic_file(output, overwrite=True) as file:
             file.write_text(json.dumps(result, indent=1) + "\n")
-        values = found.get("step_sqnr_db") or found["caption_accuracy"]
+        values = found.get("step_sqnr_db") or found["accuracy"]
         mean = sum(values) / len(values)
         line = f"{found['table']}: {found['name']} {found['bits_asked']} seed {found['seed']}"
         print(f"{line}: {mean:.2f} ({found['seconds']:.0f} s)", flush=True)

@@ -13,6 +13,7 @@ import ditquant
 from ditquant import sources
 from ditquant.calibration import run_prompts
 from ditquant.evaluation import shapes
+from ditquant.evaluation.digits import Judge, class_accuracy
 from ditquant.evaluation.generate import generate
 from ditquant.evaluation.steps import Trajectory, record, step_sqnr_db
 from ditquant.recipe import Recipe
@@ -111,22 +112,27 @@ def _dual(model: nn.Module) -> list[str]:
     ]
 
 
-def captions(recipe: Recipe | None, seed: int) -> dict[str, Any]:
-    """Paint held-out captions with a quantized model (None: in full precision): 1 for each that shows its scene."""
-    pipe = pipeline()
+def painted(recipe: Recipe | None, seed: int, name: str = SHAPES) -> dict[str, Any]:
+    """Paint what is held out with a quantized model (None: in full precision): 1 for each picture that shows it."""
+    pipe = pipeline(name)
     full = pipe.transformer
-    texts = shapes.prompts(PICTURES, seed=300 + seed)
+    if name == SHAPES:
+        wanted: list[Any] = shapes.prompts(PICTURES, seed=300 + seed)
+    else:
+        wanted = conditions(name, PICTURES, seed, held_out=True)
     try:
         if recipe is not None:
             pipe.transformer = copy.deepcopy(full)
-            calibration = calls(8, seed)
+            calibration = calls(8, seed, name)
             forward = partial(run_all, calibration)
             ditquant.quantize(pipe.transformer, recipe, forward=forward, seed=seed, max_calls=len(calibration))
-        made = generate(pipe, texts, seeds=2000 + 100 * seed, steps=STEPS, batch_size=32, progress=False)
+        made = generate(pipe, wanted, seeds=2000 + 100 * seed, steps=STEPS, batch_size=32, progress=False)
     finally:
         pipe.transformer = full
-    pairs = zip(made.images, texts, strict=True)
-    return {"caption_accuracy": [shapes.caption_accuracy([image], [text]) for image, text in pairs]}
+    if name == DIGITS:
+        return {"accuracy": class_accuracy(Judge.load().see(made.images).logits, wanted)}
+    pairs = zip(made.images, wanted, strict=True)
+    return {"accuracy": [shapes.caption_accuracy([image], [text]) for image, text in pairs]}
 
 
 def run_all(calibration: list[tuple[tuple, dict]], model: nn.Module) -> None:

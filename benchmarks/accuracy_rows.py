@@ -20,8 +20,7 @@ METHODS = (
 )
 OURS = METHODS[-2:]
 HARD = ("w4a8", "w3a8", "w4a4", "w3a4")  # what the bars are about: measured with all seeds
-BARS = (*HARD, "w8a8")
-BITS = (*BARS, "w6a6", "w4a6", "w3a6", "w4a16", "w3a16")  # the others: with one
+BITS = (*HARD, "w8a8", "w6a6", "w4a6", "w3a6", "w4a16", "w3a16")  # the others: with one
 SEEDS = 3
 PROMPTS = 8  # that calibrate; as many others are tested with
 SALIENT_BITS = "w4a4"
@@ -121,7 +120,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 }
 CALIBRATION = "Calibration prompts (lrq-gptq)"
 CALIBRATION_PROMPTS = (1, 2, 8, 32)
-CAPTIONS, FULL = "captions", "full precision"
+PAINTED, FULL = "captions", "full precision"
 SALIENT = "Injected salient channels"
 SALIENT_RECIPES = {
     "none": _twin(transforms=[SMOOTH]),
@@ -146,7 +145,7 @@ def rows(methods: tuple[str, ...] = METHODS, bits: tuple[str, ...] = BITS, seeds
         found += of(seed, ("w8a8",), ("rtn",)) + of(seed, HARD, peers)
     found += _salient()
     for seed in range(seeds):
-        found += of(seed, HARD, OURS) + _captions(seed)
+        found += of(seed, HARD, OURS) + _painted(seed)
     found += of(0, tuple(b for b in BITS if b not in HARD), METHODS) + _ablations()
     return [row for i, row in enumerate(found) if row not in found[:i]]
 
@@ -157,10 +156,10 @@ def _salient() -> list[Row]:
     return [Row(SALIENT, name, SALIENT_BITS, r, 0, salient=True) for name, r in made.items()]
 
 
-def _captions(seed: int) -> list[Row]:
+def _painted(seed: int) -> list[Row]:
     """Rows that paint pictures; full precision has a recipe in name only."""
     chosen = Recipe.load("lrq-plus-w4a8")
-    return [Row(CAPTIONS, name, "w4a8", chosen, seed) for name in (FULL, "lrq-plus")]
+    return [Row(PAINTED, name, "w4a8", chosen, seed) for name in (FULL, "lrq-plus")]
 
 
 def _ablations() -> list[Row]:

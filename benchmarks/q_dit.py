@@ -6,7 +6,7 @@
 Error: |z - z_full|² / |z_full|² of final latents from equal seeds, with a 95 % bootstrap interval over samples;
 `accuracy` is that of the class asked for, `fd` the Fréchet distance of the classifier's features from the held-out
 digits. Samples have the seeds 2,000,000 and on: none of them was searched or calibrated with. 3 x 2,000 of them are
-three seeds of 2,000 samples. All rows paint the same samples, in pieces of 200 that are kept in the work folder: first
+three seeds of 2,000 samples, and 3 x 800 more than 2,000 of three seeds, which the scan of sizes has. All rows paint the same samples, in pieces of 200 that are kept in the work folder: first
 some of every row, then those that the bars ask for.
 """
 
@@ -28,6 +28,7 @@ from q_dit_summary import summary
 from ditquant.atomic import atomic_file
 
 PIECE, SEEDS, SAMPLES = 200, 3, 2000
+SCANNED = 2000  # of a size, all seeds together
 HERE = Path(__file__).parent
 PLANS = [HERE / "results" / "plans" / name for name in ("plan4", "plan3", "start4", "start3")]
 
@@ -40,7 +41,7 @@ def wanted(plans: list[Path]) -> list[tuple[Row, int]]:
     rivals = [(uniform(bits, g), every) for bits in BITS for g in (192, 384, None)]
     rest = [(PRODUCTS, PIECE * SEEDS), (uniform("w4a8", 128, "qdit-gptq"), every)]
     known = {row for row, _ in (*steps, *rivals)}
-    sizes = [(row, PIECE * SEEDS) for bits in BITS for row in scan(bits) if row not in known]
+    sizes = [(row, SCANNED) for bits in BITS for row in scan(bits) if row not in known]
     drawn = [(row, PIECE * SEEDS) for group in DRAWN for row in draws(group) if row.damping]
     return [(FULL, every), *ours, *steps, *rivals, *rest, *sizes, *drawn]
 
