@@ -140,6 +140,11 @@ inline __m256i to_bfloat16(__m256 x) {
     return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), bad), 16);
 }
 
+inline Floats load_bfloat16(const uint16_t* from) {
+    const auto part = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)); };
+    return {from_half(part(0), BFLOAT16), from_half(part(8), BFLOAT16)};
+}
+
 inline Floats load(const void* from, int64_t at, Lanes lanes, int dtype) {
     if (dtype == FLOAT32) return load_some(static_cast<const float*>(from) + at, lanes);
     alignas(32) uint16_t some[16] = {};

@@ -79,6 +79,11 @@ inline void save_bytes(uint8_t* to, const Ints (&x)[4]) {
     _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second)));
 }
 
+inline Floats load_bfloat16(const uint16_t* from) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
 // Floats of memory in float32, bfloat16 or float16; zero beyond the lanes.
 inline __m512 load(const void* from, int64_t at, Lanes lanes, int dtype) {
     if (dtype == FLOAT32) return _mm512_maskz_loadu_ps(lanes, static_cast<const float*>(from) + at);

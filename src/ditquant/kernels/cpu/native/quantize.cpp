@@ -50,15 +50,23 @@ void read_gains(const Quantize& q, float* gains) {
 }
 
 // The token in float32, smoothed and rotated once; channels beyond the last are zero.
-void transform(const Quantize& q, const float* gains, int64_t token, float* x) {
-    const auto smoothed = [&](int64_t k) {
-        const Floats v = load(q.x, token * q.channels + k, first_floats(q.channels - k), q.dtype);
-        return mul(v, load(gains + k));
-    };
+template <class Read>
+void transform(const Quantize& q, float* x, const Read& smoothed) {
     // a block below 16 may end inside the last vector; zeros behind it stay zeros
     const int64_t rotated = q.block ? round_up(q.channels, 16) : 0;
     if (q.block) rotate_blocks(x, rotated, q.block, smoothed);
     for (int64_t k = rotated; k < q.padded(); k += 16) save(x + k, smoothed(k));
+}
+
+void transform(const Quantize& q, const float* gains, int64_t token, float* x) {
+    const int64_t first = token * q.channels;
+    if (q.dtype == BFLOAT16 && q.channels == q.padded()) {  // what nearly all layers are
+        const auto* from = static_cast<const uint16_t*>(q.x) + first;
+        return transform(q, x, [&](int64_t k) { return mul(load_bfloat16(from + k), load(gains + k)); });
+    }
+    transform(q, x, [&](int64_t k) {
+        return mul(load(q.x, first + k, first_floats(q.channels - k), q.dtype), load(gains + k));
+    });
 }
 
 constexpr int TOGETHER = 4;  // tokens whose channels are moved at once
