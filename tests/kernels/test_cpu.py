@@ -1,6 +1,8 @@
 """The compiled kernels give the float64 product of what they decode, and the codes that torch gives."""
 
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
@@ -98,6 +100,52 @@ def test_every_number_of_tokens_and_threads(tokens, threads):
         torch.set_num_threads(before)
     for y in found:
         torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@built
+@pytest.mark.parametrize("groups", [None, 64])
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("tokens", [511, 513, 2049, 2100])
+def test_parts_of_tokens_and_runs_of_tiles_cover_the_product(tokens, threads, groups):
+    """Every output is written once, wherever chunks, parts and runs of tiles end, and whoever decoded a run."""
+    spec = WeightSpec(4, "affine", groups)
+    weight = QUANTIZERS["rtn"](torch.randn(201, 64, generator=torch.Generator().manual_seed(1)), spec)
+    x, activation = some_input(tokens, 64), ActSpec(8, "group" if groups else "token", groups)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            found.append(linear(x, weight, activation, None))
+    finally:
+        torch.set_num_threads(before)
+    exact = quantize_activation(x, activation).dequantize().double() @ weight.dequantize().double().T
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0].double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+FEWER = """
+import torch
+from ditquant.kernels import cpu
+from ditquant.quantizers import QUANTIZERS
+from ditquant.specs import ActSpec, WeightSpec
+weight = QUANTIZERS["rtn"](torch.randn(320, 64), WeightSpec(4, "affine"))
+x = torch.randn(700, 64)
+found = []
+for threads in (1, 4):
+    torch.set_num_threads(threads)
+    found.append(cpu.linear_rows(x, weight, ActSpec(8), None))
+print(torch.equal(*found), float(found[0].abs().min(1).values.max()) > 0)
+"""
+
+
+@built
+def test_fewer_threads_than_were_asked_for_do_all_the_work():
+    ran = subprocess.run(
+        [sys.executable, "-c", FEWER], env=os.environ | {"OMP_THREAD_LIMIT": "1"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["True", "True"]
 
 
 @built
