@@ -7,7 +7,7 @@ from typing import Any
 from accuracy_bars import bars, by_bits
 from accuracy_found import Found, table
 from accuracy_model import DIGITS, SHAPES
-from accuracy_rows import ABLATIONS, BITS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, SALIENT, SALIENT_RECIPES
+from accuracy_rows import ABLATIONS, CALIBRATION, CALIBRATION_PROMPTS, METHODS, SALIENT, SALIENT_RECIPES
 
 from ditquant.evaluation.intervals import interval
 

@@ -6,8 +6,8 @@
 Error: |z - z_full|² / |z_full|² of final latents from equal seeds, with a 95 % bootstrap interval over samples;
 `accuracy` is that of the class asked for, `fd` the Fréchet distance of the classifier's features from the held-out
 digits. Samples have the seeds 2,000,000 and on: none of them was searched or calibrated with. 3 x 2,000 of them are
-three seeds of 2,000 samples, and 3 x 800 more than 2,000 of three seeds, which the scan of sizes has. All rows paint the same samples, in pieces of 200 that are kept in the work folder: first
-some of every row, then those that the bars ask for.
+three seeds of 2,000 samples; sizes of the scan have `SCANNED` of three seeds together. All rows paint the same samples,
+in pieces of 200 that are kept in the work folder: first some of every row, then those that the bars ask for.
 """
 
 import argparse

@@ -93,7 +93,8 @@ def test_no_loss_of_captions_is_shown_only_where_the_interval_excludes_one(plus,
 
     full = {"full precision": [0.8, 0.8], "lrq-plus": plus}
     rows = [made(name, "w4a8", [], "captions", accuracy=values) for name, values in full.items()]
-    (line,) = [line for line in bars(Found(rows)).splitlines() if line.startswith("| lrq-plus W4A8 shows what was asked for")]
+    bar = "| lrq-plus W4A8 shows what was asked for"
+    (line,) = [line for line in bars(Found(rows)).splitlines() if line.startswith(bar)]
     assert line.endswith(f"| {said} |")
 
 
