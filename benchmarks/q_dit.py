@@ -51,7 +51,7 @@ def pieces(rows: list[tuple[Row, int]]) -> Iterator[tuple[Row, int]]:
     for start in range(0, SAMPLES, PIECE):
         for seed in range(SEEDS):
             for row, samples in rows:
-                if start * SEEDS < samples:
+                if start * SEEDS + seed * PIECE < samples:
                     yield row, seed * SAMPLES + start
 
 
