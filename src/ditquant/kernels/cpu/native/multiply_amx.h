@@ -1,8 +1,9 @@
 // AMX_TOKENS tokens with 32 rows at a time, by tdpbusd: its tiles of weights are those of decode.h.
 //
-// Two things cost more than the products, so they are arranged for. Tokens come from far away: they are multiplied with
-// as many tiles as stay near before the next ones are read. And making outputs of sums takes as long as their products:
-// it is done between those of the next block, which wait for tile registers and leave the vector units idle.
+// Three things cost more than the products, so they are arranged for. Tokens come from far away: they are multiplied with
+// as many tiles as stay near before the next ones are read. Weights, which pass once, would drive them out of the first
+// cache: they are read past it. And making outputs of sums takes as long as their products: it is done between those of
+// the next block, which wait for tile registers and leave the vector units idle.
 #pragma once
 
 #include "amx.h"

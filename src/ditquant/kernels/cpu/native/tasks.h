@@ -1,4 +1,4 @@
-// Share a product among threads: a task is a run of tiles of rows and a chunk of tokens.
+// Share a product among threads: a task is a run of tiles of rows and a part of the tokens.
 #pragma once
 
 #include "parallel.h"
