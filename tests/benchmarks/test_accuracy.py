@@ -22,11 +22,11 @@ def found_by_name(monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["pixart", "dit"])
-def test_injected_channels_leave_full_precision_as_it_was(name):
+@pytest.mark.parametrize("family", ["pixart", "dit"])
+def test_injected_channels_leave_full_precision_as_it_was(family):
     from accuracy_model import SALIENT_CHANNELS, inject
 
-    model = tiny(name, num_layers=4)
+    model = tiny(family, num_layers=4)
     truth, seen = run(model), {}
     for name in ("transformer_blocks.1.attn1.to_out.0", "transformer_blocks.2.attn1.to_out.0"):
         kept = seen.setdefault(name, [])
